@@ -1,0 +1,38 @@
+"""Packaging. Tools (ruff, pytest) are configured in pyproject.toml; tested versions are pinned in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+VERSION = "0.1.0"
+
+setup(
+    name="magnet-llm",
+    version=VERSION,
+    description="MAGNET for Llama: one set of weights that generates, embeds and fills gaps in text",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # a top-level module called `train` would collide with others, so these folders are installed under magnet_*
+    package_dir={"magnet_train": "train", "magnet_eval": "evaluation", "magnet_cli": "cli"},
+    packages=["configuration_magnet", "modeling_magnet", "magnet_train", "magnet_eval", "magnet_cli"],
+    package_data={"configuration_magnet": ["recipes/*.yaml"]},
+    install_requires=[
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "huggingface_hub>=1.0",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "peft>=0.18",
+        "pyyaml>=6.0",
+        "safetensors>=0.5",
+        "sentence-transformers>=6.0",
+        "scipy>=1.11",
+        "torch>=2.10",
+        "tqdm>=4.66",
+        "transformers>=5.3,<6",
+    ],
+    extras_require={"dev": ["hypothesis", "pytest", "pytest-xdist", "ruff"]},
+    entry_points={"console_scripts": ["magnet = magnet_cli.main:main"]},
+)

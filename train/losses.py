@@ -1,0 +1,90 @@
+"""The three losses of MAGNET as pure functions, and their weighted sum (section 3.2 and 3.3)."""
+
+import torch
+import torch.nn.functional as F
+
+
+def _token_cross_entropy(logits, targets, num_items=None):
+    """Sum of -log p(target) over the rows, divided by max(count, 1): an empty batch gives 0, never NaN."""
+    count = len(targets) if num_items is None else num_items
+    total = F.cross_entropy(logits.float(), targets, reduction="sum")
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+def mntp_loss(
+    logits: torch.Tensor, targets: torch.Tensor, num_items: int | torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Masked next token prediction, L_MNTP of section 3.2.1: the output at position l predicts the masked token l+1.
+
+    Args:
+        logits (`torch.Tensor` of shape `(masked tokens, vocab_size)`): Outputs one to the left of each masked token.
+        targets (`torch.LongTensor` of shape `(masked tokens,)`): The tokens that were masked.
+        num_items (`int`, *optional*): Number to divide by, where the batch is spread over steps or processes.
+            Defaults to the number of targets. (The paper divides by N L; a mean per target does not depend on padding.)
+
+    Returns:
+        Scalar float32 tensor, in nats per token.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from magnet_train.losses import mntp_loss
+    >>> mntp_loss(torch.zeros(3, 4), torch.tensor([0, 1, 2]))  # log 4
+    tensor(1.3863)
+
+    ```
+    """
+    return _token_cross_entropy(logits, targets, num_items)
+
+
+def msg_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: int | torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Missing span generation, L_MSG of section 3.2.3: each span token from the context and the span's own past. The first
+    one is predicted by the context token left of the gap; in the free layout the last one predicts the end token.
+
+    Arguments and result as in [`mntp_loss`].
+    """
+    return _token_cross_entropy(logits, targets, num_items)
+
+
+def sscl_loss(
+    anchors: torch.Tensor,
+    positives: torch.Tensor,
+    temperature: float = 0.1,
+    own: torch.Tensor | None = None,
+    same_text: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Self-supervised contrastive learning, L_SSCL of section 3.2.2: InfoNCE with in-batch negatives.
+
+    Args:
+        anchors (`torch.Tensor` of shape `(pairs, d)`): Sentence vectors e, of unit length.
+        positives (`torch.Tensor` of shape `(candidates, d)`): Vectors e+; more than `pairs` when gathered.
+        temperature (`float`, *optional*, defaults to 0.1): tau of Appendix A.
+        own (`torch.LongTensor` of shape `(pairs,)`, *optional*): Row of each anchor's positive; defaults to 0, 1, ...
+        same_text (`torch.BoolTensor` of shape `(pairs, candidates)`, *optional*): `True` where a candidate repeats the
+            anchor's own pair. Such rows are left out of the sum, since they are no negatives.
+
+    Returns:
+        Scalar float32 tensor: the mean over anchors; 0 for no pairs.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from magnet_train.losses import sscl_loss
+    >>> vectors = torch.eye(2)
+    >>> sscl_loss(vectors, vectors, temperature=1.0)  # log(1 + 1/e)
+    tensor(0.3133)
+
+    ```
+    """
+    own = torch.arange(len(anchors), device=anchors.device) if own is None else own
+    similarity = anchors.float() @ positives.float().T / temperature  # (pairs, candidates)
+    if same_text is not None:
+        repeated = same_text.clone()
+        repeated[torch.arange(len(own), device=own.device), own] = False
+        similarity = similarity.masked_fill(repeated, float("-inf"))
+    return F.cross_entropy(similarity, own, reduction="sum") / max(len(anchors), 1)

@@ -1,0 +1,172 @@
+"""The training view x^m of a text: which tokens are spans, which are masked, where positions jump (sections 3.2, 3.3).
+
+Every choice is drawn from the generator that is passed in, so that a view is a function of (seed, epoch, index).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+IGNORE = -100
+
+
+@dataclass
+class View:
+    """One row for the hybrid forward; all arrays have shape (length,). Labels stand where they are predicted."""
+
+    input_ids: np.ndarray
+    span_ids: np.ndarray  # 0 = context, g = g-th span
+    position_ids: np.ndarray
+    mntp_labels: np.ndarray  # mntp_labels[l] = token l+1 if that was masked, else -100
+    msg_labels: np.ndarray  # msg_labels[l] = token l+1 if that is a span token, or END after a free span, else -100
+
+
+def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
+    """
+    Draws one view of a text.
+
+    Args:
+        ids (`np.ndarray` of shape `(n,)`): The text's tokens, without [BOS].
+        sentence_starts (`np.ndarray` of shape `(n,)`, bool): Where sentences start; used by `sentence_span_ratio`.
+        settings ([`~magnet_train.arguments.ViewArguments`]): How to draw.
+        tokens ([`SpecialTokens`]): The ids of [BOS], the mask, the end token and the ordinary vocabulary.
+        rng (`np.random.Generator`): Source of every choice.
+    """
+    if settings.vary_length:
+        ids, sentence_starts = _crop(ids, sentence_starts, rng)
+    ids = np.concatenate([[tokens.bos], ids])
+    starts = np.concatenate([[False], sentence_starts])
+    if rng.random() < settings.all_span_ratio:
+        return _causal_view(ids)
+    spans = sample_spans(starts, settings, rng)
+    span_ids = np.zeros(len(ids), dtype=np.int64)
+    for g, (start, length) in enumerate(spans, start=1):
+        span_ids[start : start + length] = g
+    free = [settings.gap_layout == "mixed" and _is_free(length, settings, rng) for _, length in spans]
+    clean = bool(spans) and rng.random() < settings.clean_context_ratio
+    masked = np.zeros(len(ids), bool) if clean else sample_masked(span_ids, settings, rng)
+    return View(
+        input_ids=corrupt(ids, masked, settings, tokens, rng),
+        span_ids=span_ids,
+        position_ids=free_positions(len(ids), spans, free, settings.free_offset),
+        mntp_labels=_labels_left_of(ids, masked),
+        msg_labels=_msg_labels(ids, spans, free, tokens.end),
+    )
+
+
+@dataclass
+class SpecialTokens:
+    """Ids the views need. `ordinary` are the ids that may replace a masked token at random."""
+
+    bos: int
+    mask: int
+    end: int | None
+    ordinary: np.ndarray
+
+
+def _crop(ids, sentence_starts, rng):
+    """Keeps at least half of the text: with rows of one fixed length the number of context tokens would tell how long
+    the gap is."""
+    n = len(ids)
+    kept = int(rng.integers((n + 1) // 2, n + 1))
+    first = int(rng.integers(0, n - kept + 1))
+    return ids[first : first + kept], sentence_starts[first : first + kept]
+
+
+def _causal_view(ids) -> View:
+    """All tokens in one span: hybrid attention is causal, MSG is next-token prediction (end of section 3.2.3)."""
+    nothing = np.full(len(ids), IGNORE)
+    labels = np.concatenate([ids[1:], [IGNORE]])
+    return View(ids, np.ones(len(ids), dtype=np.int64), np.arange(len(ids)), nothing, labels)
+
+
+def sample_spans(sentence_starts, settings, rng) -> list[tuple[int, int]]:
+    """Draws up to `max_spans` spans (start, length) that touch neither each other nor [BOS] at index 0."""
+    room = int((len(sentence_starts) - 1) * settings.max_span_share)
+    spans = []
+    for _ in range(int(rng.integers(1, settings.max_spans + 1))):
+        if rng.random() < settings.sentence_span_ratio:
+            span = _sentence_span(sentence_starts, rng)
+        else:
+            span = _uniform_span(len(sentence_starts), min(settings.span_max, room), settings.span_min, rng)
+        if span and span[1] <= room and all(_apart(span, other) for other in spans):
+            spans.append(span)
+            room -= span[1]
+    return sorted(spans)
+
+
+def _uniform_span(n, longest, shortest, rng):
+    if longest < shortest:
+        return None
+    length = int(rng.integers(shortest, longest + 1))
+    return int(rng.integers(1, n - length + 1)), length
+
+
+def _sentence_span(sentence_starts, rng):
+    borders = np.flatnonzero(sentence_starts)
+    borders = np.concatenate([borders, [len(sentence_starts)]])
+    if len(borders) < 3:  # one sentence or less: nothing would be left around it
+        return None
+    s = int(rng.integers(0, len(borders) - 1))
+    return int(borders[s]), int(borders[s + 1] - borders[s])
+
+
+def _apart(span, other) -> bool:
+    (start, length), (other_start, other_length) = span, other
+    return start + length < other_start or other_start + other_length < start
+
+
+def _is_free(length, settings, rng) -> bool:
+    """Half of the spans are free. One that exactly fills the offset must be, or the two layouts would look the same."""
+    if length >= settings.free_offset:
+        return length == settings.free_offset
+    return bool(rng.random() < 0.5)
+
+
+def free_positions(n, spans, free, offset) -> np.ndarray:
+    """Positions of a row: behind a free span the text goes on `offset` positions after the span's start."""
+    jump = np.zeros(n, dtype=np.int64)
+    for (start, length), is_free in zip(spans, free):
+        if is_free:
+            jump[start + length :] += offset - length
+    return np.arange(n) + jump
+
+
+def sample_masked(span_ids, settings, rng) -> np.ndarray:
+    """Chooses `mask_ratio` of the context tokens, never [BOS] and never a neighbour of a gap: the token right of a gap
+    would be predicted by a span token, and the one left of it predicts the gap's first token."""
+    in_span = span_ids > 0
+    near = in_span | np.append(in_span[1:], False) | np.insert(in_span[:-1], 0, False)
+    eligible = np.flatnonzero(~near[1:]) + 1
+    count = min(len(eligible), max(1, round(settings.mask_ratio * len(span_ids))))
+    masked = np.zeros(len(span_ids), bool)
+    masked[rng.permutation(eligible)[:count]] = True
+    return masked
+
+
+def corrupt(ids, masked, settings, tokens, rng) -> np.ndarray:
+    """Of the masked tokens 80 % become the mask token, 10 % a random one, 10 % stay (section 3.2.1)."""
+    ids = ids.copy()
+    where = np.flatnonzero(masked)
+    fate = rng.random(len(where))
+    ids[where[fate < settings.mask_share]] = tokens.mask
+    random = where[(fate >= settings.mask_share) & (fate < settings.mask_share + settings.random_share)]
+    ids[random] = rng.choice(tokens.ordinary, size=len(random))
+    return ids
+
+
+def _labels_left_of(ids, chosen) -> np.ndarray:
+    labels = np.full(len(ids), IGNORE)
+    labels[:-1][chosen[1:]] = ids[1:][chosen[1:]]
+    return labels
+
+
+def _msg_labels(ids, spans, free, end) -> np.ndarray:
+    chosen = np.zeros(len(ids), bool)
+    for start, length in spans:
+        chosen[start : start + length] = True
+    labels = _labels_left_of(ids, chosen)
+    for (start, length), is_free in zip(spans, free):
+        if is_free:
+            labels[start + length - 1] = end
+    return labels
