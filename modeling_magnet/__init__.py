@@ -13,7 +13,7 @@ from transformers import (
 
 from .attention_magnet import span_attention_rule, span_ids_from_mask
 from .configuration_magnet import ATTENTION_MODES, MagnetLlamaConfig
-from .infilling_magnet import Gap, InfilledGap, InfillOutput
+from .gaps_magnet import Gap, InfilledGap, InfillOutput
 from .modeling_magnet import (
     MagnetLlamaForCausalLM,
     MagnetLlamaForSequenceClassification,
