@@ -12,7 +12,16 @@ from typing import Literal
 import torch
 from transformers.cache_utils import DynamicCache
 
-from .gaps_magnet import Document, InfilledGap, InfillOutput, check_positive, context_ids, read_document, seam_text
+from .gaps_magnet import (
+    Document,
+    Gap,
+    InfilledGap,
+    InfillOutput,
+    check_positive,
+    context_ids,
+    read_document,
+    seam_text,
+)
 
 OWN_ARGUMENTS = {
     "attention_mask",
@@ -34,6 +43,10 @@ OWN_ARGUMENTS = {
 
 class InfillingMixin:
     """`infill()` for [`MagnetLlamaForCausalLM`]."""
+
+    Gap = (
+        Gap  # `model.Gap(length=8)`, for those who loaded the model by remote code and have nothing to import it from
+    )
 
     @torch.no_grad()
     def infill(
