@@ -1,10 +1,13 @@
 """Text to vectors: sentence embeddings (section 3.2.2) and word embeddings (section 4.1), bidirectional attention."""
 
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+
+from .gaps_magnet import check_positive, check_text
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,8 @@ class EncodingMixin:
 
         ```
         """
+        if not isinstance(texts, Iterable):
+            raise ValueError(f"texts={texts!r}: must be a string or a list of strings.")
         single = isinstance(texts, str)
         texts = [texts] if single else list(texts)
         prompt = self.config.representation_prompt if instruction is None else instruction
@@ -127,8 +132,7 @@ class EncodingMixin:
         return vectors
 
     def _check_encode(self, texts, tokenizer, batch_size):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1.")
+        check_positive("batch_size", batch_size)
         if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: encoding needs bos_token and eos_token; set both.")
         for number, text in enumerate(texts):
@@ -136,6 +140,7 @@ class EncodingMixin:
                 raise ValueError(
                     f"item {number} of the input is not text (or, for encode_words, not a list of words)."
                 )
+            check_text(f"item {number} of the input", text)
 
     def _sentence_ids(self, text, tokenizer) -> list[int]:
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -172,9 +177,8 @@ def _are_words(words) -> bool:
 def _tokens_of_words(words, tokenizer):
     """Ids with [BOS] and, for each token behind it, the number of the word it belongs to."""
     text = " ".join(words)
-    word_of_char = np.repeat(
-        np.arange(len(words)), [len(word) + 1 for word in words]
-    )  # a word owns the space behind it
+    # a word owns the space before it: rare characters follow a token that is only that space
+    word_of_char = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])[1:]
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     # a token's last character: "Ġcat" may start on the space, but always ends inside its word
     owner = [int(word_of_char[max(end - 1, 0)]) for _, end in encoded["offset_mapping"]]

@@ -112,12 +112,20 @@ def read_document(parts: str | list, gap_token: str, length, max_new_tokens, num
     where = f"inputs[{number}]"
     if isinstance(parts, str):
         parts = split_at_gaps(parts, gap_token)
+    if not isinstance(parts, (list, tuple)):
+        raise ValueError(f"{where}: {parts!r} is neither a string nor a list of strings and Gaps.")
     texts, gaps = [""], []
     for part in parts:
         if isinstance(part, str):
+            check_text(where, part)
             texts[-1] += part
         elif isinstance(part, Gap):
-            gaps.append(Gap(part.length or length, part.max_new_tokens or max_new_tokens))
+            gaps.append(
+                Gap(
+                    length if part.length is None else part.length,
+                    max_new_tokens if part.max_new_tokens is None else part.max_new_tokens,
+                )
+            )
             texts.append("")
         else:
             raise ValueError(f"{where}: {part!r} is neither a string nor a Gap.")
@@ -130,6 +138,17 @@ def read_document(parts: str | list, gap_token: str, length, max_new_tokens, num
     if not any(texts):
         raise ValueError(f"{where}: no text around the gap. Use generate() to write from nothing.")
     return Document(texts, gaps, fills=[None] * len(gaps))
+
+
+def check_text(where: str, text: str) -> None:
+    """Half of a surrogate pair, as broken UTF-16 leaves it, is no text; the tokenizer's own error does not say so."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the character at {error.start} is half of a surrogate pair; clean the text with "
+            "text.encode('utf-8', 'replace').decode()."
+        ) from None
 
 
 def check_positive(name: str, value) -> None:
@@ -160,14 +179,10 @@ def _continuation_ids(text: str, tokenizer) -> list[int]:
     if not text:
         return []
     for sentinel in SENTINELS:
-        encoded = tokenizer(
-            sentinel + text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
-        ends = [end for _, end in encoded["offset_mapping"]]
-        starts = [start for start, _ in encoded["offset_mapping"]]
-        first = sum(end <= len(sentinel) for end in ends)
-        if all(start >= len(sentinel) for start in starts[first:]):
-            return encoded["input_ids"][first:]
+        alone = tokenizer(sentinel, add_special_tokens=False)["input_ids"]
+        both = tokenizer(sentinel + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if both[: len(alone)] == alone:
+            return both[len(alone) :]
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 

@@ -104,6 +104,8 @@ class InfillingMixin:
         ```
         """
         self._check_call(tokenizer, order, num_return_sequences, max_new_tokens, gap_token, generate_kwargs)
+        if not isinstance(inputs, (str, list, tuple)):
+            raise ValueError(f"inputs={inputs!r}: must be a string, a list of strings and Gaps, or a list of these.")
         single = isinstance(inputs, str) or any(isinstance(part, Gap) for part in inputs)
         batch = [inputs] if single else list(inputs)
         documents = [read_document(item, gap_token, length, max_new_tokens, n) for n, item in enumerate(batch)]
@@ -126,11 +128,13 @@ class InfillingMixin:
             # alternatives share their first round's prompt; from then on each is a document of its own
             groups = answers if number == 0 else [[document] for many in answers for document in many]
             targets = [(group, gap) for group in groups for gap in gaps if gap < len(group[0].gaps)]
-            for of_one_length in _by_length(targets):
-                self._fill(of_one_length, tokenizer, generate_kwargs)
+            of_one_length = _by_length(targets)
+            fills = [fill for rows in of_one_length for fill in self._fill(rows, tokenizer, generate_kwargs)]
+            for document, gap, fill in fills:  # only now, so that the gaps of one round do not see each other's fills
+                document.fills[gap] = fill
         return answers
 
-    def _fill(self, targets, tokenizer, generate_kwargs) -> None:
+    def _fill(self, targets, tokenizer, generate_kwargs) -> list[tuple[Document, int, InfilledGap]]:
         """One `generate()` call: row r fills gap `targets[r][1]` in each of the equal documents `targets[r][0]`."""
         contexts, row_of = [], []  # a document with several gaps is encoded once
         for group, _ in targets:
@@ -140,7 +144,8 @@ class InfillingMixin:
         layouts = [document.layout(self._free_offset) for document in contexts]
         gap = targets[0][0][0].gaps[targets[0][1]]
         alternatives = len(targets[0][0])
-        beams = generate_kwargs.get("num_beams", self.generation_config.num_beams or 1)
+        config = generate_kwargs.get("generation_config") or self.generation_config
+        beams = generate_kwargs.get("num_beams", config.num_beams) or 1
 
         ids, positions, mask, cache = self._encode_contexts(layouts)
         rows = torch.tensor(row_of, device=self.device)
@@ -159,9 +164,12 @@ class InfillingMixin:
             **self._generate_arguments(gap, tokenizer, generate_kwargs),
         )
         fills = sequences[:, ids.shape[1] + 1 :].tolist()
+        answers = []
         for number, fill in enumerate(fills):
             group, gap_number = targets[number // alternatives]
-            self._keep(fill, group[number % alternatives], gap_number, tokenizer)
+            document = group[number % alternatives]
+            answers.append((document, gap_number, self._filled_gap(fill, document, gap_number, tokenizer)))
+        return answers
 
     def _encode_contexts(self, layouts):
         """Encodes the contexts, (D, C) padded on the right, bidirectionally into a cache."""
@@ -183,20 +191,24 @@ class InfillingMixin:
         """Control tokens are never written into a text; the end token alone may be predicted, in a free gap."""
         free = gap.length == "auto"
         end = self.config.infill_end_token_id if free else None
-        never = set(tokenizer.all_special_ids) | set(generate_kwargs.get("suppress_tokens") or [])
+        never = self._control_ids(tokenizer) - {end} | set(generate_kwargs.get("suppress_tokens") or [])
         arguments = {
             "max_new_tokens": gap.max_new_tokens if free else gap.length,
-            "suppress_tokens": sorted(never - {end}),
-            "eos_token_id": end,
-            # marks what follows a finished row; [BOS] cannot be taken for the end token
+            "suppress_tokens": sorted(never),
+            # generate() pads finished rows (a stopping criterion may end some before others) only if there is an end
+            # token; [BOS] is suppressed, so it ends nothing and, as padding, cannot be taken for the end token
+            "eos_token_id": end if free else tokenizer.bos_token_id,
             "pad_token_id": tokenizer.bos_token_id,
+            "return_dict_in_generate": False,
+            "tokenizer": tokenizer,  # for stop_strings
+            "use_cache": True,  # a model fresh from training may have it off, which would feed the context twice
         }
         return generate_kwargs | arguments
 
-    def _keep(self, fill, document, gap_number, tokenizer) -> None:
+    def _filled_gap(self, fill, document, gap_number, tokenizer) -> InfilledGap:
         gap = document.gaps[gap_number]
-        special = set(tokenizer.all_special_ids)
-        stop = next((i for i, token in enumerate(fill) if token in special), len(fill))
+        control = self._control_ids(tokenizer)
+        stop = next((i for i, token in enumerate(fill) if token in control), len(fill))
         ended = stop < len(fill) and gap.length == "auto" and fill[stop] == self.config.infill_end_token_id
         kept = fill[:stop]
         if ended:
@@ -205,7 +217,10 @@ class InfillingMixin:
             reason = "exact_length"
         else:
             reason = "max_tokens" if gap.length == "auto" and len(kept) == gap.max_new_tokens else "stop"
-        document.fills[gap_number] = InfilledGap(seam_text(kept, document, gap_number, tokenizer), kept, reason)
+        return InfilledGap(seam_text(kept, document, gap_number, tokenizer), kept, reason)
+
+    def _control_ids(self, tokenizer) -> set[int]:
+        return (set(tokenizer.all_special_ids) | {self.config.infill_end_token_id}) - {None}
 
     def _free_offset(self, gap) -> int:
         """The smallest trained offset that holds the gap's budget."""
@@ -219,7 +234,9 @@ class InfillingMixin:
         check_positive("num_return_sequences", num_return_sequences)
         check_positive("max_new_tokens", max_new_tokens)
         if not gap_token:
-            raise ValueError("gap_token='': must not be empty; to use no marker, pass parts with Gap objects.")
+            raise ValueError(
+                f"gap_token={gap_token!r}: must not be empty; for no marker, pass parts with Gap objects."
+            )
         if own := OWN_ARGUMENTS & set(generate_kwargs):
             raise ValueError(f"{sorted(own)}: infill() sets these itself; leave them out.")
         if tokenizer.bos_token_id is None or not tokenizer.is_fast:

@@ -72,6 +72,19 @@ def tiny_magnet():
 
 
 @pytest.fixture(scope="session")
+def text_magnet():
+    """The builder `text_magnet(impl="sdpa", seed=0, **magnet_settings)`: a random model over `tokenizer`'s vocabulary,
+    whose end token is [EOS] and whose gaps of free length take 64 positions."""
+
+    def build(impl: str = "sdpa", seed: int = 0, **settings):
+        llama = build_llama(impl, seed, vocab_size=4096, max_position_embeddings=512, pad_token_id=0)
+        infilling = {"infill_end_token_id": 2, "infill_free_offsets": [64], "mask_token_id": 66}
+        return build_magnet(llama=llama, seed=seed, **infilling | settings)
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def base_model_path() -> Path:
     """A trained Llama of 3.1 M parameters with its tokenizer."""
     return BASE_MODEL
