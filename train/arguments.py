@@ -118,6 +118,10 @@ class MagnetTrainingArguments(TrainingArguments):
             raise ValueError("lambda_mntp, lambda_sscl and lambda_msg are all 0: nothing would be trained.")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: must be positive.")
+        _check_range("sscl_start_step", self.sscl_start_step, 0, float("inf"))
+        for name in ("per_device_train_batch_size", "per_device_pair_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
         if self.per_device_pair_batch_size % self.per_device_train_batch_size:
             raise ValueError(
                 f"per_device_pair_batch_size={self.per_device_pair_batch_size}: must be a multiple of "
@@ -172,6 +176,8 @@ def read_recipe(config: str) -> dict:
             f"config={config!r}: no such recipe. Known: {', '.join(recipe_names())}; or pass a .yaml file."
         )
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path.name}: must hold lines of the form 'key: value'.")
     names = [f.name for cls in ARGUMENTS for f in dataclasses.fields(cls)]
     for key in recipe:
         if key not in names:

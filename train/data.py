@@ -29,7 +29,10 @@ def load_rows(source: str, columns: list[str]) -> datasets.Dataset:
     elif not Path(source).is_file():
         raise ValueError(f"{source}: no such file.")
     else:
-        rows = datasets.load_dataset(kind, data_files=source, split="train")
+        try:
+            rows = datasets.load_dataset(kind, data_files=source, split="train")
+        except (StopIteration, datasets.exceptions.DatasetGenerationError) as error:
+            raise ValueError(f"{source}: empty, or no proper {kind} file. {error.__cause__ or ''}".strip()) from error
     for column in columns:
         if column not in rows.column_names:
             raise ValueError(f"{source}: no column {column!r}; it has {rows.column_names}.")
@@ -38,8 +41,12 @@ def load_rows(source: str, columns: list[str]) -> datasets.Dataset:
 
 def load_texts(source: str, column: str) -> list[str]:
     """The non-empty texts of a file; a column of lists is joined by spaces."""
-    values = load_rows(source, [column])[column]
-    texts = [value if isinstance(value, str) else " ".join(value) for value in values if value]
+    texts = []
+    for number, value in enumerate(load_rows(source, [column])[column], start=1):
+        pieces = value if isinstance(value, list) else [value or ""]
+        if not all(isinstance(piece, str) for piece in pieces):
+            raise ValueError(f"{source}, row {number}: {column!r} holds {value!r}, which is no text.")
+        texts.append(" ".join(pieces))
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise ValueError(f"{source}: column {column!r} holds no text.")
@@ -51,8 +58,10 @@ def load_pairs(source: str, columns: list[str]) -> list[tuple[str, str]]:
     rows = load_rows(source, columns)
     pairs = []
     for number, (text, positive) in enumerate(zip(rows[columns[0]], rows[columns[1]]), start=1):
-        texts, positives = ([text], [positive]) if isinstance(text, str) else (text, positive)
-        if len(texts) != len(positives) or not all(texts) or not all(positives):
+        lists = isinstance(text, list) and isinstance(positive, list)
+        texts, positives = (text, positive) if lists else ([text], [positive])
+        filled = all(isinstance(sentence, str) and sentence.strip() for sentence in [*texts, *positives])
+        if len(texts) != len(positives) or not filled:
             raise ValueError(f"{source}, row {number}: {columns[0]!r} and {columns[1]!r} must both be filled.")
         pairs += list(zip(texts, positives))
     return pairs

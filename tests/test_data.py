@@ -1,0 +1,318 @@
+"""From files to batches: reading, tokenizing, cutting, pairing, padding."""
+
+import gzip
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+
+from magnet_train.arguments import ViewArguments
+from magnet_train.data import (
+    SHORTEST_ROW,
+    MagnetCollator,
+    MagnetDataset,
+    Text,
+    load_pairs,
+    load_texts,
+    tokenize_sentence,
+    tokenize_texts,
+)
+from magnet_train.views import IGNORE, SpecialTokens
+
+TOKENS = SpecialTokens(bos=1, mask=4, end=2, ordinary=np.arange(10, 97))
+STORY = 'Tom was hungry. "Is there bread?" he asked. There was none! So he baked a loaf. It took 3.5 hours.'
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """`datasets` writes its cache into a folder of the test's own, and says nothing."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(name, content)`: a file of text, or of one JSON object a row; gzipped if its name says so."""
+
+    def write(name, content):
+        if not isinstance(content, str):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        path = tmp_path / name
+        data = content.encode("utf-8")
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return str(path)
+
+    return write
+
+
+# --------------------------------------------------------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_texts_of_a_txt_file_are_its_lines(write, ending):
+    assert load_texts(write("a.txt" + ending, "One line.\n\n  \nTwo — ü.\n"), "text") == ["One line.", "Two — ü."]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_texts_of_a_jsonl_file(write, name):
+    path = write(name, [{"story": "One.", "n": 1}, {"story": "Two\nlines.", "n": 2}])
+    assert load_texts(path, "story") == ["One.", "Two\nlines."]
+
+
+def test_a_list_column_is_joined_by_spaces(write):
+    path = write("a.jsonl", [{"sentences": ["One.", "Two."]}, {"sentences": []}, {"sentences": ["Three."]}])
+    assert load_texts(path, "sentences") == ["One. Two.", "Three."]
+
+
+def test_empty_texts_are_left_out(write):
+    assert load_texts(write("a.jsonl", [{"text": None}, {"text": ""}, {"text": " \n"}, {"text": "One."}]), "text") == [
+        "One."
+    ]
+
+
+def test_wrong_column_names_the_columns(write):
+    path = write("a.jsonl", [{"story": "One.", "title": "T"}])
+    with pytest.raises(ValueError, match=r"a\.jsonl: no column 'text'; it has \['story', 'title'\]"):
+        load_texts(path, "text")
+
+
+@pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl", "gone.json.gz"])
+def test_missing_file_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: no such file"):
+        load_texts(str(tmp_path / name), "text")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "a.txt: empty"),
+        ("a.jsonl", "", "a.jsonl: empty"),
+        ("a.jsonl.gz", "", "a.jsonl.gz: empty"),
+        ("a.txt", "\n \n", "column 'text' holds no text"),
+        ("a.jsonl", [{"text": ""}, {"text": None}], "column 'text' holds no text"),
+        ("a.jsonl", [{"text": 5}], "row 1: 'text' holds 5"),
+        ("a.jsonl", [{"text": ["One."]}, {"text": ["Two.", None]}], "row 2: 'text' holds"),
+        ("a.jsonl", '{"text": "One."}\n{"text": \n', "a.jsonl: empty, or no proper json file. "),
+    ],
+)
+def test_unusable_texts_are_named(write, name, content, message):
+    with pytest.raises(ValueError) as error:
+        load_texts(write(name, content), "text")
+    assert message in str(error.value)
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+def test_pairs_of_two_columns(write):
+    path = write("a.jsonl", [{"text": "a", "positive": "A", "x": 0}, {"text": "b", "positive": "B", "x": 1}])
+    assert load_pairs(path, ["text", "positive"]) == [("a", "A"), ("b", "B")]
+
+
+def test_two_list_columns_are_paired_item_by_item(write):
+    path = write("a.jsonl.gz", [{"s": ["a", "b"], "p": ["A", "B"]}, {"s": [], "p": []}, {"s": ["c"], "p": ["C"]}])
+    assert load_pairs(path, ["s", "p"]) == [("a", "A"), ("b", "B"), ("c", "C")]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"text": "b", "positive": None},
+        {"text": None, "positive": "B"},
+        {"text": "b", "positive": ""},
+        {"text": " ", "positive": "B"},
+    ],
+)
+def test_a_pair_with_one_side_missing_names_the_row(write, bad):
+    path = write("a.jsonl", [{"text": "a", "positive": "A"}, bad])
+    with pytest.raises(ValueError, match=r"a\.jsonl, row 2: 'text' and 'positive' must both be filled"):
+        load_pairs(path, ["text", "positive"])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"text": ["b", "c"], "positive": ["B"]},
+        {"text": ["b", None], "positive": ["B", "C"]},
+        {"text": ["b"], "positive": None},
+    ],
+)
+def test_list_pairs_of_unequal_length_name_the_row(write, bad):
+    path = write("a.jsonl", [{"text": ["a"], "positive": ["A"]}, bad])
+    with pytest.raises(ValueError, match="row 2"):
+        load_pairs(path, ["text", "positive"])
+
+
+def test_pairs_name_the_missing_column(write):
+    with pytest.raises(ValueError, match="no column 'positive'"):
+        load_pairs(write("a.jsonl", [{"text": "a"}]), ["text", "positive"])
+
+
+# ----------------------------------------------------------------------------------------------------- tokenized texts
+
+
+def test_blocks_reassemble_the_text(tokenizer):
+    text = " ".join([STORY] * 7)
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    blocks = tokenize_texts([text], tokenizer, max_length=17)
+    assert [len(block.ids) for block in blocks[:-1]] == [16] * (len(blocks) - 1)
+    together = np.concatenate([block.ids for block in blocks])
+    assert len(whole) - len(together) < SHORTEST_ROW
+    np.testing.assert_array_equal(together, whole[: len(together)])
+    assert tokenizer.decode(together) == text[: len(tokenizer.decode(together))]
+
+
+def test_a_text_that_fits_is_one_block_and_a_short_one_is_none(tokenizer):
+    n = len(tokenizer(STORY, add_special_tokens=False)["input_ids"])
+    assert [len(block.ids) for block in tokenize_texts(["Hi.", STORY], tokenizer, max_length=n + 1)] == [n]
+    assert [len(block.ids) for block in tokenize_texts([STORY], tokenizer, max_length=n)] == [n - 1]
+    with pytest.raises(ValueError, match="train_file"):
+        tokenize_texts(["Hi.", "Ho."], tokenizer, max_length=64)
+
+
+@pytest.mark.parametrize("control", ["<s>", "</s>", "<pad>", "<unk>"])
+def test_control_tokens_spelt_out_in_a_text_stay_text(tokenizer, control):
+    text = f"Tom wrote {control} on the wall, then {control}{control} on the door."
+    (block,) = tokenize_texts([text], tokenizer, max_length=256)
+    assert not set(block.ids) & set(tokenizer.all_special_ids)
+    assert tokenizer.decode(block.ids) == text
+    sentence = tokenize_sentence(text, tokenizer, "", 256)
+    assert not set(sentence[1:-1]) & set(tokenizer.all_special_ids)
+
+
+def test_sentence_starts_mark_the_first_token_of_each_sentence(tokenizer):
+    (block,) = tokenize_texts([STORY], tokenizer, max_length=256)
+    borders = [*np.flatnonzero(block.sentence_starts), len(block.ids)]
+    sentences = [tokenizer.decode(block.ids[a:b]).strip() for a, b in zip(borders, borders[1:])]
+    assert sentences == [
+        "Tom was hungry.",
+        '"Is there bread?"',  # a closing quote ends a sentence, whatever goes on behind it
+        "he asked.",
+        "There was none!",
+        "So he baked a loaf.",
+        "It took 3.5 hours.",
+    ]
+
+
+def test_sentence_starts_follow_the_blocks(tokenizer):
+    (whole,) = tokenize_texts([STORY], tokenizer, max_length=256)
+    blocks = tokenize_texts([STORY], tokenizer, max_length=10)
+    marks = np.concatenate([block.sentence_starts for block in blocks])
+    np.testing.assert_array_equal(marks, whole.sentence_starts[: len(marks)])
+
+
+# --------------------------------------------------------------------------------------------------- tokenized sentences
+
+
+def test_a_sentence_is_bos_prompt_sentence_eos(tokenizer):
+    ids = tokenize_sentence("Tom was hungry.", tokenizer, "Find it:", 64)
+    assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids[1:-1]) == "Find it: Tom was hungry."
+    assert tokenizer.decode(tokenize_sentence("Tom.", tokenizer, "", 64)[1:-1]) == "Tom."
+
+
+def test_a_long_sentence_keeps_its_eos(tokenizer):
+    whole = tokenize_sentence(STORY, tokenizer, "Find it:", 512)
+    cut = tokenize_sentence(STORY, tokenizer, "Find it:", 12)
+    assert len(cut) == 12 < len(whole)
+    assert cut == whole[:11] + [tokenizer.eos_token_id]
+    assert tokenize_sentence(STORY, tokenizer, "Find it:", len(whole)) == whole
+
+
+# ------------------------------------------------------------------------------------------------- data set and collator
+
+
+PAIRS = [([1, 20 + i, 2], [1, 40 + i, 41 + i, 2]) for i in range(6)]
+
+
+def dataset(texts=8, pairs=PAIRS, pairs_per_row=2, seed=0, **view_settings):
+    rng = np.random.default_rng(5)
+    rows = [Text(rng.integers(10, 97, n), np.zeros(n, bool)) for n in range(30, 30 + texts)]
+    return MagnetDataset(rows, pairs, ViewArguments(**view_settings), TOKENS, pairs_per_row, seed)
+
+
+def same(one, other):
+    return one["pair_ids"] == other["pair_ids"] and all(
+        np.array_equal(a, b) for a, b in zip(vars(one["view"]).values(), vars(other["view"]).values())
+    )
+
+
+def test_items_are_a_function_of_seed_epoch_and_index():
+    one, other = dataset(), dataset()
+    assert len(one) == 8
+    for index in (3, 0, 3, 7):
+        assert same(one[index], other[index])
+    assert not same(one[0], dataset(seed=1)[0])
+
+
+def test_epochs_differ_and_come_back():
+    data = dataset()
+    first = [data[i] for i in range(8)]
+    data.set_epoch(1)
+    second = [data[i] for i in range(8)]
+    assert not any(same(a, b) for a, b in zip(first, second))
+    data.set_epoch(0)
+    assert all(same(a, data[i]) for i, a in enumerate(first))
+
+
+def test_pairs_are_dealt_out_evenly():
+    data = dataset(texts=6, pairs_per_row=3)
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        dealt = [pair for i in range(6) for pair in data[i]["pair_ids"]]
+        assert sorted(dealt) == sorted(list(range(6)) * 3)
+    assert dataset(pairs=[], pairs_per_row=3)[0]["pair_ids"] == []
+
+
+def test_accelerate_alone_gives_the_data_set_its_epoch_in_one_process_only():
+    """Why the trainer has an `EpochCallback`; once this fails, the callback can go."""
+    reached = []
+    for processes in (1, 2):
+        data = dataset()
+        loader = torch.utils.data.DataLoader(data, batch_size=2, shuffle=True, collate_fn=list)
+        loader = prepare_data_loader(loader, num_processes=processes, process_index=0, use_seedable_sampler=True)
+        loader.set_epoch(3)
+        reached.append(data.epoch)
+    assert reached == [3, 0]
+
+
+def test_collator_pads_texts_and_stacks_anchors_on_positives():
+    data = dataset(gap_layout="mixed", span_max=8)
+    items = [data[i] for i in (5, 0, 2)]
+    batch = MagnetCollator(PAIRS, pad_token_id=3)(items)
+    width = 36  # [BOS] and the longest text
+    padding = {"input_ids": 3, "position_ids": 0, "span_ids": 0, "mntp_labels": IGNORE, "msg_labels": IGNORE}
+    for row, item in enumerate(items):
+        n = len(item["view"].input_ids)
+        assert batch["attention_mask"][row].tolist() == [1] * n + [0] * (width - n)
+        for name, value in padding.items():
+            assert batch[name][row].tolist() == [*getattr(item["view"], name).tolist(), *[value] * (width - n)]
+            assert batch[name].dtype == torch.long
+    pair_ids = [pair for item in items for pair in item["pair_ids"]]
+    assert batch["pair_ids"].tolist() == pair_ids
+    anchors, positives = batch["pair_input_ids"].chunk(2)
+    masks = batch["pair_attention_mask"].chunk(2)
+    for side, ids, mask in ((0, anchors, masks[0]), (1, positives, masks[1])):
+        for row, pair in enumerate(pair_ids):
+            sentence = PAIRS[pair][side]
+            assert ids[row].tolist() == sentence + [3] * (4 - len(sentence))
+            assert mask[row].tolist() == [1] * len(sentence) + [0] * (4 - len(sentence))
+
+
+def test_collator_without_pairs_has_no_pair_stream():
+    data = dataset(pairs=[])
+    assert not [key for key in MagnetCollator([], 3)([data[0], data[1]]) if key.startswith("pair")]
+
+
+def test_repeated_sentences_share_a_pair_id():
+    pairs = [([1, 20, 2], [1, 30, 2]), ([1, 21, 2], [1, 31, 2]), ([1, 20, 2], [1, 32, 2]), ([1, 20, 2], [1, 33, 2])]
+    data = dataset(pairs=pairs, pairs_per_row=4, texts=1)
+    item = data[0]
+    ids = MagnetCollator(pairs, 3)([item])["pair_ids"].tolist()
+    anchors = [pairs[i][0][1] for i in item["pair_ids"]]
+    for i in range(4):
+        for j in range(4):
+            assert (ids[i] == ids[j]) == (anchors[i] == anchors[j])
