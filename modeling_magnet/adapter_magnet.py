@@ -4,6 +4,7 @@ Modes are per call and per thread, so the gate is too; merged weights could not 
 """
 
 import contextlib
+import math
 import threading
 
 import torch
@@ -46,3 +47,18 @@ def inject_adapter(model: nn.Module, adapter: dict) -> None:
     lora = LoraConfig(r=adapter["r"], lora_alpha=adapter["alpha"], target_modules=list(adapter["target_modules"]))
     lora._register_custom_module({nn.Linear: GatedLoraLinear})  # PEFT's documented hook for own layer classes
     inject_adapter_in_model(lora, model, adapter_name="magnet")
+    for layer in model.modules():
+        if isinstance(layer, GatedLoraLinear):
+            layer.lora_A["magnet"].lora_part, layer.lora_B["magnet"].lora_part = "A", "B"
+
+
+def reset_lora_part(module: nn.Module) -> None:
+    """
+    PEFT's initialisation of A and B, for `_init_weights`, where Llama's would make B random. It looks at A and B
+    themselves: transformers shows custom code only those modules that have parameters of their own.
+    """
+    part = getattr(module, "lora_part", None)
+    if part == "A":
+        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    elif part == "B":
+        nn.init.zeros_(module.weight)

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMode
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .adapter_magnet import GatedLoraLinear, adapter_gate, inject_adapter
+from .adapter_magnet import adapter_gate, inject_adapter, reset_lora_part
 from .attention_magnet import check_span_ids, span_attention_rule, span_ids_from_mask
 from .configuration_magnet import ATTENTION_MODES, MagnetLlamaConfig
 from .encoding_magnet import EncodingMixin
@@ -33,10 +33,7 @@ class MagnetLlamaPreTrainedModel(LlamaPreTrainedModel):
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(
-            module, GatedLoraLinear
-        ):  # Llama's initialisation made B random; a fresh adapter is the identity
-            module.reset_lora_parameters("magnet", init_lora_weights=True)
+        reset_lora_part(module)  # a fresh adapter is the identity
 
 
 class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
