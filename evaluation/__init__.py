@@ -1,0 +1,1 @@
+"""Measuring MAGNET, one file per table of the paper. Imported as `magnet_eval`."""

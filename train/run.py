@@ -40,9 +40,8 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     model = build_model(model_args, view_args, tokenizer)
     check_lengths(model.config, data_args, view_args)
+    training_args.eval_on_start = bool(training_args.do_eval and data_args.eval_file)
     trainer = build_trainer(model, tokenizer, data_args, view_args, training_args)
-    if training_args.do_eval and data_args.eval_file:
-        trainer.evaluate()
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         save_checkpoint(trainer.accelerator.unwrap_model(trainer.model), tokenizer, training_args.output_dir)
@@ -67,9 +66,10 @@ def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer)
             projection_head=model_args.projection_head,
             representation_prompt=model_args.representation_prompt,
             mask_token_id=mask_token_id(model_args.mask_token, tokenizer),
-            infill_end_token_id=tokenizer.eos_token_id if view_args.gap_layout == "mixed" else None,
-            infill_free_offsets=[view_args.free_offset],
         )
+    if view_args.gap_layout == "mixed":  # a checkpoint that is trained further may have been trained without it
+        model.config.infill_end_token_id = tokenizer.eos_token_id
+        model.config.infill_free_offsets = [view_args.free_offset]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or "projection_head" in name)
         if parameter.requires_grad:

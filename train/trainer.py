@@ -7,12 +7,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from peft.helpers import disable_input_dtype_casting
 from torch.distributed.nn.functional import all_gather
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from .losses import mntp_loss, msg_loss, sscl_loss
 from .views import IGNORE
 
 LABELS = {"mntp": "mntp_labels", "msg": "msg_labels"}
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the data set its epoch. Where processes share the data, accelerate tells the sampler and stops there."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch))
 
 
 class MagnetTrainer(Trainer):
@@ -32,6 +40,7 @@ class MagnetTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.add_callback(EpochCallback())
         self.label_names = list(LABELS.values())  # so that evaluation computes a loss
         self._logged = {}  # objective -> [sum of losses x count, count, correct], float64
 
@@ -40,6 +49,14 @@ class MagnetTrainer(Trainer):
         cast_off = disable_input_dtype_casting(self.model, active=self.args.bf16)
         with cast_off:
             return super().train(*args, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """All held-out rows: `dataloader_drop_last` is for training."""
+        before, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = before
 
     # ------------------------------------------------------------------------------------------------ the objectives
 

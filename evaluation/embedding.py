@@ -1,0 +1,62 @@
+"""Sentence embeddings (section 4.2): correlation with graded pairs, and finding a sentence by its paraphrase."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+
+def read_graded_pairs(path: str | Path) -> list[tuple[float, str, str]]:
+    """Reads `score<TAB>sentence<TAB>sentence` lines."""
+    rows = [line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
+    return [(float(row[0]), row[1], row[2]) for row in rows]
+
+
+def sts_spearman(encode, pairs: list[tuple[float, str, str]]) -> float:
+    """
+    Spearman correlation, times 100, of cosine similarity with the grades (Table 2).
+
+    Args:
+        encode (`Callable[[list[str]], np.ndarray]`): Texts to unit vectors, (N, d).
+        pairs: Score and two sentences each.
+    """
+    left, right = encode([pair[1] for pair in pairs]), encode([pair[2] for pair in pairs])
+    return 100 * float(spearmanr((left * right).sum(1), [pair[0] for pair in pairs]).statistic)
+
+
+def retrieval_top1(encode, sentences: list[str], paraphrases: list[str]) -> float:
+    """Percentage of paraphrases whose nearest sentence, among all, is their own."""
+    similarity = encode(paraphrases) @ encode(sentences).T  # (N, N)
+    return 100 * float((similarity.argmax(1) == np.arange(len(sentences))).mean())
+
+
+@torch.no_grad()
+def encode_causal(model, texts: list[str], tokenizer, pooling: str = "last_token", batch_size: int = 64) -> np.ndarray:
+    """
+    What the base model offers as an embedding: the last hidden state, causal attention (Table 2's Llama-2 row), of the
+    same `[BOS] instruction text [EOS]` that MAGNET reads.
+
+    Args:
+        pooling (`str`, *optional*, defaults to `"last_token"`): `"last_token"` or `"mean"` over all tokens.
+
+    Returns:
+        `np.ndarray` of shape `(N, d)`, float32, unit rows.
+    """
+    prompt = model.config.representation_prompt
+    vectors = []
+    for first in range(0, len(texts), batch_size):
+        rows = [[tokenizer.bos_token_id, *_ids(f"{prompt} {t}", tokenizer)] for t in texts[first : first + batch_size]]
+        rows = [torch.tensor([*row, tokenizer.eos_token_id]) for row in rows]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        hidden = model.model(ids, attention_mask=mask, attention_mode="causal", use_cache=False).last_hidden_state
+        if pooling == "mean":
+            vectors.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        else:
+            vectors.append(hidden[torch.arange(len(rows)), mask.sum(1) - 1])
+    return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=-1).numpy()
+
+
+def _ids(text, tokenizer):
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

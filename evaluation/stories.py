@@ -1,0 +1,91 @@
+"""The held-out measures of one checkpoint on five-sentence stories.
+
+python -m magnet_eval.stories --model examples/assets/magnet-tiny --stories examples/assets/everyday-stories
+python -m magnet_eval.stories --model runs/roc --cloze cloze2016_val.tsv
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+from modeling_magnet import MagnetLlamaForCausalLM
+
+from .embedding import encode_causal, read_graded_pairs, retrieval_top1, sts_spearman
+from .infilling import causal_perplexity, infill_perplexity, sentence_gaps
+
+
+def load(path: str, dtype="float32") -> tuple[MagnetLlamaForCausalLM, object]:
+    """A MAGNET checkpoint, or a Llama one as a MAGNET model without adapter, in eval mode; and its tokenizer."""
+    if AutoConfig.from_pretrained(path).model_type == "magnet_llama":
+        model = MagnetLlamaForCausalLM.from_pretrained(path, dtype=dtype)
+    else:
+        model = MagnetLlamaForCausalLM.from_llama(LlamaForCausalLM.from_pretrained(path, dtype=dtype))
+    return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def read_stories(path: str | Path) -> list[dict]:
+    """JSONL rows with `sentences` and `paraphrases`."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def read_cloze(path: str | Path) -> list[list[str]]:
+    """Story Cloze rows `id, 4 sentences, 2 endings, number of the right one`, as five sentences."""
+    rows = [line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [row[1:5] + [row[4 + int(row[7])]] for row in rows]
+
+
+def infilling_row(model, tokenizer, stories: list[list[str]], every: bool = True) -> dict:
+    """Infilling perplexities with their 95 % intervals; those of hybrid mode only for an adapted model."""
+    examples = sentence_gaps(stories, tokenizer, every)
+    layouts = ["causal"]
+    if model.config.adapter is not None and not model.config.causal_adapter:
+        layouts += ["exact"] + (["free"] if model.config.infill_end_token_id is not None else [])
+    measured = {layout: infill_perplexity(model, examples, layout) for layout in layouts}
+    row = {"gaps": len(examples), "span_tokens": int(measured["causal"].tokens.sum())}
+    for layout, perplexity in measured.items():
+        low, high = perplexity.interval()
+        row[f"infill_{layout}"] = round(perplexity.value, 2)
+        row[f"infill_{layout}_95"] = [round(low, 2), round(high, 2)]
+    return row | {"causal_ppl": causal_perplexity(model, [" ".join(story) for story in stories], tokenizer)}
+
+
+def embedding_row(model, tokenizer, folder: str | Path) -> dict:
+    """Spearman on the graded pairs and top-1 retrieval; an unadapted model embeds with causal attention."""
+    if model.config.adapter is not None:
+        encoders = {"": lambda texts: model.encode(texts, tokenizer, show_progress_bar=False)}
+    else:
+        encoders = {
+            "": lambda texts: encode_causal(model, texts, tokenizer),
+            "_mean_pooled": lambda texts: encode_causal(model, texts, tokenizer, pooling="mean"),
+        }
+    stories = read_stories(Path(folder) / "validation.jsonl")
+    sentences = [sentence for story in stories for sentence in story["sentences"]]
+    paraphrases = [sentence for story in stories for sentence in story["paraphrases"]]
+    row = {}
+    for name, encode in encoders.items():
+        row[f"spearman{name}"] = round(sts_spearman(encode, read_graded_pairs(Path(folder) / "sts.tsv")), 1)
+        row[f"top1{name}"] = round(retrieval_top1(encode, sentences, paraphrases), 1)
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", required=True, help="checkpoints: MAGNET or Llama")
+    parser.add_argument("--stories", help="folder with validation.jsonl and sts.tsv")
+    parser.add_argument("--cloze", help="Story Cloze file (tab-separated)")
+    args = parser.parse_args()
+    for path in args.model:
+        model, tokenizer = load(path)
+        row = {"model": path}
+        if args.stories:
+            stories = [story["sentences"] for story in read_stories(Path(args.stories) / "validation.jsonl")]
+            row |= infilling_row(model, tokenizer, stories) | embedding_row(model, tokenizer, args.stories)
+        if args.cloze:
+            row |= infilling_row(model, tokenizer, read_cloze(args.cloze))
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
