@@ -90,10 +90,13 @@ class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
                 Causal mode creates a cache, as Llama does; the other two modes never create one.
 
         Raises:
-            `ValueError`: an unknown mode; hybrid without spans, or with flash attention; spans of a wrong shape, dtype
-            or with a hole; a token id outside the vocabulary.
+            `ValueError`: an unknown mode; `is_causal`; hybrid without spans, or with flash attention; spans of a wrong
+            shape, dtype or with a hole; outside causal mode, a padding mask of a wrong shape; a token id outside the
+            vocabulary.
         """
         mode = self._resolve_mode(attention_mode, span_ids, span_mask, past_key_values)
+        if "is_causal" in kwargs:  # transformers would set it on the config, which threads share
+            raise ValueError(f"is_causal={kwargs['is_causal']!r}: pass attention_mode= instead.")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
@@ -140,14 +143,15 @@ class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
         # read as packed documents and cut the attention between them.
         if mode == "hybrid" and past_key_values is not None:
             return create_causal_mask(**common), {}
-        if attention_mask is not None and attention_mask.ndim != 2:
+        shape = inputs_embeds.shape[:2]
+        if attention_mask is not None and attention_mask.shape != shape:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}: attention_mode={mode!r} builds its own 4D mask "
-                "and takes a padding mask of shape (batch, length)."
+                f"and takes a padding mask of shape (batch, length) = {tuple(shape)}."
             )
         if mode == "bidirectional":
             return create_bidirectional_mask(**common), {"is_causal": False}
-        check_span_ids(span_ids, inputs_embeds.shape[:2])
+        check_span_ids(span_ids, shape)
         rule = span_attention_rule(span_ids.to(inputs_embeds.device))
         return create_bidirectional_mask(**common, and_mask_function=rule), {"is_causal": False}
 

@@ -1,6 +1,7 @@
 """Bad inputs raise a ValueError that names the parameter, its value and the way out; odd but good ones work."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -97,11 +98,20 @@ def test_hybrid_on_flash_attention(model, ids, backend):
         flash(ids, attention_mode="hybrid", span_ids=GOOD)
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 6, 6), (2, 5), (2, 9), (1, 6), (6,)])
 @pytest.mark.parametrize("mode", ["bidirectional", "hybrid"])
-def test_4d_mask_outside_causal_mode(model, ids, mode):
+def test_padding_mask_of_a_wrong_shape(model, ids, mode, shape):
     kwargs = {"span_ids": GOOD} if mode == "hybrid" else {}
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 1, 6, 6\).*padding mask"):
-        model(ids, attention_mask=torch.zeros(2, 1, 6, 6), attention_mode=mode, **kwargs)
+    with pytest.raises(ValueError, match=rf"attention_mask has shape {re.escape(str(shape))}.*= \(2, 6\)"):
+        model(ids, attention_mask=torch.ones(shape), attention_mode=mode, **kwargs)
+
+
+@pytest.mark.parametrize("mode", [None, "bidirectional"])
+@pytest.mark.parametrize("value", [True, False])
+def test_is_causal_is_refused(model, ids, mode, value):
+    """Else `is_causal=False` would make causal mode bidirectional without the adapter, and race with other threads."""
+    with pytest.raises(ValueError, match=f"is_causal={value}: pass attention_mode="):
+        model(ids, is_causal=value, attention_mode=mode)
 
 
 # ------------------------------------------------------------------------------------------------------- token ids

@@ -69,6 +69,7 @@ class MagnetTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         lambdas, training = self.lambdas(), model.training
+        self._last_lambdas = lambdas  # when a log line is written, global_step is the next step's already
         loss = self.text_loss(model, inputs, lambdas, num_items_in_batch)
         if "pair_input_ids" in inputs and (lambdas["sscl"] > 0 or not training) and self.args.lambda_sscl > 0:
             if training:
@@ -174,5 +175,5 @@ class MagnetTrainer(Trainer):
                 logs[f"{prefix}loss_{name}"] = total / max(count, 1)
                 logs[f"{prefix}accuracy_{name}"] = correct / max(count, 1)
             if not prefix:
-                logs |= {f"lambda_{name}": value for name, value in self.lambdas().items()}
+                logs |= {f"lambda_{name}": value for name, value in self._last_lambdas.items()}
         super().log(logs, start_time)
