@@ -189,4 +189,5 @@ def _mean_by_word(states, owner, n_words) -> np.ndarray:
     """states (L, d): row i represents token i+1, which is owner[i]'s. Returns (n_words, d)."""
     sums = np.zeros((n_words, states.shape[1]), dtype=np.float32)
     np.add.at(sums, owner, states[: len(owner)])
-    return sums / np.maximum(np.bincount(owner, minlength=n_words), 1)[:, None]
+    counts = np.bincount(owner, minlength=n_words).astype(np.float32)
+    return sums / np.maximum(counts, 1)[:, None]

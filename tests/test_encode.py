@@ -105,6 +105,7 @@ def test_shapes(sdpa_model, tokenizer):
     single = sdpa_model.encode("Tom.", tokenizer)
     assert single.shape == (64,)
     assert (sdpa_model.encode(["Tom."], tokenizer) == single[None]).all()
+    assert (sdpa_model.encode((text for text in ["Tom."]), tokenizer) == single[None]).all()
     assert sdpa_model.encode([], tokenizer).shape == (0, 64)
 
 
