@@ -1,0 +1,67 @@
+"""Where a text is cut into pieces for the model, no character of it is lost, doubled or invented, whatever merges."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from modeling_magnet.gaps_magnet import SENTINELS, context_ids, read_document
+
+PIECES = [
+    "",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    " x",
+    "\n x",
+    "\r\n",
+    ".x",
+    "...",
+    "bc",
+    "a",
+    "ab",
+    "\t",
+    "é",
+    "🎉",
+    "<s>",
+    "</s>",
+]
+
+
+@pytest.fixture(scope="module")
+def greedy_merger():
+    """A byte-level tokenizer that merges every sentinel with what may follow it, and hides spaces from its offsets."""
+    merges = [
+        ("Ċ", "Ċ"),
+        ("Ċ", "Ġ"),
+        (".", "Ċ"),
+        (".", "."),
+        (".", "x"),
+        ("a", "b"),
+        ("a", "Ġ"),
+        ("Ġ", "Ġ"),
+        ("Ġ", "x"),
+    ]
+    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def test_every_sentinel_of_this_tokenizer_merges(greedy_merger):
+    for sentinel, follower in zip(SENTINELS, (" ", "x", "b"), strict=True):
+        assert len(greedy_merger(sentinel + follower)["input_ids"]) == 1
+
+
+@pytest.mark.parametrize("right", PIECES)
+@pytest.mark.parametrize("middle", PIECES[1:])
+def test_pieces_are_encoded_whole(greedy_merger, middle, right):
+    document = read_document(f"x<|gap|>{middle}<|gap|>{right}", "<|gap|>", 4, 64, 0)
+    left_ids, middle_ids, right_ids = context_ids(document, greedy_merger)
+    decoded = [greedy_merger.decode(ids) for ids in (left_ids[1:], middle_ids, right_ids)]
+    healed = middle.removesuffix(" ") if middle.strip() else middle  # a word's token brings the space before it
+    assert left_ids[0] == greedy_merger.bos_token_id
+    assert decoded == ["x", healed, right]
+    assert not {0, 1} & {*left_ids[1:], *middle_ids, *right_ids}
