@@ -7,7 +7,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import prepare_data_loader
 
 from magnet_train.arguments import ViewArguments
 from magnet_train.data import (
@@ -265,18 +264,6 @@ def test_pairs_are_dealt_out_evenly():
         dealt = [pair for i in range(6) for pair in data[i]["pair_ids"]]
         assert sorted(dealt) == sorted(list(range(6)) * 3)
     assert dataset(pairs=[], pairs_per_row=3)[0]["pair_ids"] == []
-
-
-def test_accelerate_alone_gives_the_data_set_its_epoch_in_one_process_only():
-    """Why the trainer has an `EpochCallback`; once this fails, the callback can go."""
-    reached = []
-    for processes in (1, 2):
-        data = dataset()
-        loader = torch.utils.data.DataLoader(data, batch_size=2, shuffle=True, collate_fn=list)
-        loader = prepare_data_loader(loader, num_processes=processes, process_index=0, use_seedable_sampler=True)
-        loader.set_epoch(3)
-        reached.append(data.epoch)
-    assert reached == [3, 0]
 
 
 def test_collator_pads_texts_and_stacks_anchors_on_positives():

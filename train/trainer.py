@@ -114,7 +114,7 @@ class MagnetTrainer(Trainer):
             all_ids = pair_ids
         own = torch.arange(len(anchors), device=anchors.device) + first
         loss = sscl_loss(anchors, positives, self.args.temperature, own, pair_ids[:, None] == all_ids[None])
-        hits = ((anchors @ positives.T).argmax(-1) == own).sum()
+        hits = (all_ids[(anchors @ positives.T).argmax(-1)] == pair_ids).sum()  # a repeated text is right too
         self._record("sscl", loss * len(anchors), torch.tensor(len(anchors), device=loss.device), hits, model.training)
         return loss / (self.current_gradient_accumulation_steps if model.training else 1)
 
