@@ -1,6 +1,6 @@
 """Turns ROC stories (tab-separated: id, five sentences) into one story a line, for training.
 
-    python examples/prepare_roc.py roc_spring2016.tsv runs/roc-data/texts.txt
+python examples/prepare_roc.py roc_spring2016.tsv runs/roc-data/texts.txt
 """
 
 import sys

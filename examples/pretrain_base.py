@@ -62,7 +62,9 @@ def windows(texts: list[str], tokenizer) -> torch.Tensor:
     """All documents as `<s> ... </s>`, one after another, cut into windows: (windows, 256)."""
     ids = []
     for first in range(0, len(texts), 1000):
-        batch = tokenizer(texts[first : first + 1000], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        batch = tokenizer(texts[first : first + 1000], add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         ids += [token for row in batch for token in [BOS, *row, EOS]]
     count = len(ids) // WINDOW
     if count < 2:

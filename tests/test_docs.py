@@ -1,0 +1,79 @@
+"""What README and docs say is run and compared: code blocks, command lines, tables, docstring examples."""
+
+import doctest
+import importlib
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from magnet_train.arguments import parse
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = [
+    "modeling_magnet.attention_magnet",
+    "modeling_magnet.configuration_magnet",
+    "modeling_magnet.encoding_magnet",
+    "modeling_magnet.gaps_magnet",
+    "modeling_magnet.infilling_magnet",
+    "modeling_magnet.modeling_magnet",
+    "modeling_magnet.show_mask",
+    "magnet_train.losses",
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples(module, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_readme_python_blocks_run(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    namespace = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert printed.count("Mina slid a tray of rolls into her oven. ") == 2
+    assert "exact_length" in printed and "(3, 192)" in printed and "(1, 192)" in printed
+
+
+def test_readme_training_commands_parse():
+    commands = " ".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    training = [shlex.split(command)[2:] for command in commands if command.startswith("magnet train")]
+    assert len(training) == 2
+    for flags in training:
+        model_args, data_args, _, _ = parse(flags)
+        assert model_args.model_name_or_path == flags[flags.index("--model_name_or_path") + 1]
+        assert data_args.pairs_file == "pairs.jsonl"
+
+
+def test_readme_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), flags=re.MULTILINE)
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_tables_are_what_the_scripts_wrote(page):
+    render = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))["render"]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- begin" in text
+    assert render(text) == text, "run: python docs/make_tables.py"
+
+
+def test_readme_tree_names_files_that_exist():
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", README, flags=re.DOTALL)[1]
+    for folder in re.findall(r"^(\w+)/", tree, flags=re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
+    for file in re.findall(r"\b\w+\.py\b", tree):
+        assert (ROOT / "modeling_magnet" / file).is_file(), file

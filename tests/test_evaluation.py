@@ -1,0 +1,141 @@
+"""Infilling perplexity against a loop over single tokens; embedding measures against hand-made vectors."""
+
+import numpy as np
+import pytest
+import torch
+
+from magnet_eval.embedding import encode_causal, read_graded_pairs, retrieval_top1, sts_spearman
+from magnet_eval.infilling import GapExample, Perplexity, causal_perplexity, infill_perplexity, sentence_gaps
+from magnet_eval.stories import read_cloze
+from modeling_magnet import MagnetLlamaConfig, MagnetLlamaForCausalLM
+
+STORIES = [["Tom was hungry.", "He ate a sandwich.", "He was full."], ["It rained.", "Ann stayed in."]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = MagnetLlamaConfig(
+        vocab_size=4096,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        infill_end_token_id=2,
+        infill_free_offsets=[64],
+    )
+    return MagnetLlamaForCausalLM(config).eval()
+
+
+def test_sentence_gaps_are_slices_of_the_whole_tokenization(tokenizer):
+    examples = sentence_gaps(STORIES, tokenizer)
+    assert [example.story for example in examples] == [0, 0, 0, 1, 1]
+    for example, sentence in zip(examples, [s for story in STORIES for s in story]):
+        gap = example.ids[example.start : example.start + example.length]
+        assert tokenizer.decode(gap).strip() == sentence
+    whole = tokenizer(" ".join(STORIES[0]))["input_ids"]
+    assert examples[0].ids == whole
+    assert sum(example.length for example in examples[:3]) == len(whole) - 1
+
+
+def test_one_gap_a_story_takes_the_sentences_in_turn(tokenizer):
+    first, second = sentence_gaps(STORIES, tokenizer, every=False)
+    assert (first.story, second.story) == (0, 1)
+    assert first.start == 1 and second.start > 1
+
+
+def brute_force(model, example, layout) -> float:
+    """-log p of the span, one forward a token, on a text that ends where the rule lets a token look no further."""
+    ids, start, end = example.ids, example.start, example.start + example.length
+    total = 0.0
+    targets = ids[start:end] + ([2] if layout == "free" else [])
+    for t, target in enumerate(targets):
+        if layout == "causal":
+            logits = model(torch.tensor([ids[: start + t]])).logits[0, -1]
+        else:  # the known part of the span stands in the text; what is missing is not there at all
+            known, right = ids[: start + t], ids[end:]
+            shift = 64 - example.length if layout == "free" else 0
+            positions = [*range(start + t), *range(end + shift, end + shift + len(right))]
+            spans = [0] * start + [1] * t + [0] * len(right)
+            logits = model(
+                torch.tensor([known + right]),
+                position_ids=torch.tensor([positions]),
+                attention_mode="hybrid",
+                span_ids=torch.tensor([spans]),
+            ).logits[0, start + t - 1]
+        total -= torch.log_softmax(logits.double(), -1)[target].item()
+    return total
+
+
+@pytest.mark.parametrize("layout", ["causal", "exact", "free"])
+def test_infill_perplexity_equals_one_forward_a_token(model, tokenizer, layout):
+    examples = sentence_gaps(STORIES, tokenizer)
+    measured = infill_perplexity(model, examples, layout, batch_size=3)
+    with torch.no_grad():
+        expected = [brute_force(model, example, layout) for example in examples]
+    np.testing.assert_allclose(measured.nats, expected, rtol=1e-5)
+    assert measured.value == pytest.approx(np.exp(sum(expected) / sum(e.length for e in examples)), rel=1e-5)
+
+
+def test_free_layout_needs_a_trained_end(model, tokenizer):
+    model.config.infill_end_token_id = None
+    try:
+        with pytest.raises(ValueError, match="layout='free'.*layout='exact'"):
+            infill_perplexity(model, sentence_gaps(STORIES, tokenizer), "free")
+    finally:
+        model.config.infill_end_token_id = 2
+
+
+def test_causal_perplexity_equals_the_language_model_loss(model, tokenizer):
+    ids = torch.tensor([tokenizer("Tom was hungry.")["input_ids"]])
+    with torch.no_grad():
+        loss = model(ids, labels=ids).loss.item()
+    assert causal_perplexity(model, ["Tom was hungry."], tokenizer) == pytest.approx(np.exp(loss), rel=1e-5)
+
+
+def test_interval_holds_the_value_and_shrinks_to_it():
+    same = Perplexity(np.full(20, 6.0), np.full(20, 3), np.arange(20))
+    assert same.interval() == pytest.approx((same.value, same.value))
+    rng = np.random.default_rng(0)
+    mixed = Perplexity(rng.uniform(3, 9, 50), np.full(50, 3), np.arange(50))
+    low, high = mixed.interval()
+    assert low < mixed.value < high
+
+
+def test_spearman_and_retrieval():
+    table = {"a": [1.0, 0.0], "b": [0.9, np.sqrt(0.19)], "c": [0.0, 1.0], "d": [-1.0, 0.0]}
+
+    def encode(texts):
+        return np.array([table[text] for text in texts])
+
+    assert sts_spearman(encode, [(5, "a", "b"), (3, "a", "c"), (0, "a", "d")]) == pytest.approx(100)
+    assert sts_spearman(encode, [(0, "a", "b"), (3, "a", "c"), (5, "a", "d")]) == pytest.approx(-100)
+    assert retrieval_top1(encode, ["a", "c"], ["b", "d"]) == 100
+    assert retrieval_top1(encode, ["a", "c"], ["b", "b"]) == 50
+
+
+def test_encode_causal_reads_the_last_token(model, tokenizer):
+    prompt = model.config.representation_prompt
+    ids = torch.tensor([[1, *tokenizer(f"{prompt} It rained.", add_special_tokens=False)["input_ids"], 2]])
+    with torch.no_grad():
+        hidden = model.model(ids).last_hidden_state[0]
+    vectors = encode_causal(model, ["It rained.", "Ann stayed in all day long."], tokenizer)
+    np.testing.assert_allclose(vectors[0], torch.nn.functional.normalize(hidden[-1], dim=0), atol=1e-5)
+    means = encode_causal(model, ["It rained.", "Ann stayed in all day long."], tokenizer, pooling="mean")
+    np.testing.assert_allclose(means[0], torch.nn.functional.normalize(hidden.mean(0), dim=0), atol=1e-5)
+
+
+def test_readers(tmp_path):
+    (tmp_path / "sts.tsv").write_text("4.5\tA b.\tC d.\n", encoding="utf-8")
+    assert read_graded_pairs(tmp_path / "sts.tsv") == [(4.5, "A b.", "C d.")]
+    (tmp_path / "cloze.tsv").write_text(
+        "id\t1\t2\t3\t4\tright\twrong\t1\nid\t1\t2\t3\t4\twrong\tright\t2\n", encoding="utf-8"
+    )
+    assert read_cloze(tmp_path / "cloze.tsv") == [["1", "2", "3", "4", "right"]] * 2
+
+
+def test_gap_longer_than_the_offset_is_refused(model):
+    with pytest.raises(ValueError, match="70 tokens exceeds infill_free_offsets"):
+        infill_perplexity(model, [GapExample(list(range(3, 90)), 5, 70, 0)], "free")
