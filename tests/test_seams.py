@@ -1,8 +1,9 @@
 """Where a text is cut into pieces for the model, no character of it is lost, doubled or invented, whatever merges."""
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LogitsProcessor, PreTrainedTokenizerFast
 
 from modeling_magnet.gaps_magnet import SENTINELS, context_ids, read_document
 
@@ -65,3 +66,48 @@ def test_pieces_are_encoded_whole(greedy_merger, middle, right):
     assert left_ids[0] == greedy_merger.bos_token_id
     assert decoded == ["x", healed, right]
     assert not {0, 1} & {*left_ids[1:], *middle_ids, *right_ids}
+
+
+class Write(LogitsProcessor):
+    """Makes the model write these tokens."""
+
+    def __init__(self, tokens):
+        self.tokens = iter(tokens)
+
+    def __call__(self, input_ids, scores):
+        written = torch.full_like(scores, -torch.inf)
+        written[:, next(self.tokens)] = 0
+        return written
+
+
+def infill_writing(model, tokenizer, left, tokens, right) -> str:
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    assert tokenizer.unk_token_id not in ids
+    return model.infill(f"{left}<|gap|>{right}", tokenizer, length=len(ids), logits_processor=[Write(ids)])
+
+
+JOINED = [  # left, the tokens written, right, the whole
+    ("Tom was ", ["Ġvery"], " sad.", "Tom was very sad."),
+    ("Tom was", ["Ġvery"], " sad.", "Tom was very sad."),
+    ("Tom was ", ["Ġvery", "Ġ"], " sad.", "Tom was very sad."),
+    ("Tom was", ["Ġvery", "Ġ"], "sad.", "Tom was very sad."),
+    ("Tom was", ["Ġvery"], ".", "Tom was very."),
+    ("Tom ran", ["."], "\nHe was sad.", "Tom ran.\nHe was sad."),
+    ("", ["Ġvery"], " sad.", "very sad."),
+    ("Tom was ", ["Ġvery"], "", "Tom was very"),
+    ("Tom wa", ["s"], " sad.", "Tom was sad."),
+    ("Tom was", [",", "Ġvery"], " sad.", "Tom was, very sad."),
+]
+
+
+@pytest.mark.parametrize("left, tokens, right, whole", JOINED)
+def test_byte_level_fills_join_without_a_seam(text_magnet, tokenizer, left, tokens, right, whole):
+    assert infill_writing(text_magnet(), tokenizer, left, tokens, right) == whole
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("left, tokens, right, whole", JOINED)
+def test_sentencepiece_fills_join_without_a_seam(text_magnet, shared, left, tokens, right, whole):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories3M")
+    tokens = [token.replace("Ġ", "▁") for token in tokens]
+    assert infill_writing(text_magnet(), tokenizer, left, tokens, right) == whole

@@ -80,8 +80,8 @@ def test_tokens_that_sentence_transformers_reads(loaded, tokenizer):
     assert len(long) == 512 and len(empty) == 2
 
 
-def test_a_checkpoint_without_an_instruction(text_magnet, tokenizer, tmp_path):
-    model = text_magnet(representation_prompt="")
+def test_a_checkpoint_without_an_instruction_and_shorter_than_its_tokenizer(text_magnet, tokenizer, tmp_path):
+    model = text_magnet(representation_prompt="", max_position_embeddings=100)
     save_checkpoint(model, tokenizer, tmp_path)
     sentence_transformer = load(tmp_path)
     assert_same(sentence_transformer.encode(TEXTS), model.encode(TEXTS, tokenizer))
