@@ -88,16 +88,7 @@ def train_step() -> str:
     return markdown(["logits", "CPU seconds a step", "peak MB over the model"], cells) + f"\n\n{ratios}."
 
 
-def tiny_hours() -> str:
-    lines = [
-        json.loads(line)
-        for line in (DOCS / "magnet-tiny" / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    seconds = next(line["train_runtime"] for line in lines if "train_runtime" in line)
-    return f"{lines[-1]['step']} steps, {seconds / 60:.0f} minutes"
-
-
-TABLES = (demo, stories, embedding, roc, infill_speed, train_step, tiny_hours)
+TABLES = (demo, stories, embedding, roc, infill_speed, train_step)
 
 
 def render(page: str) -> str:

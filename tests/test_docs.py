@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from magnet_train.arguments import parse
+from magnet_train.arguments import parse, read_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,11 +48,11 @@ def test_readme_python_blocks_run(monkeypatch, capsys):
 
 
 def test_readme_training_commands_parse():
-    commands = " ".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
     training = [shlex.split(command)[2:] for command in commands if command.startswith("magnet train")]
     assert len(training) == 2
     for flags in training:
-        model_args, data_args, _, _ = parse(flags)
+        model_args, data_args, _, _ = parse([*flags, "--use_cpu", "true"])  # the recipes expect a GPU
         assert model_args.model_name_or_path == flags[flags.index("--model_name_or_path") + 1]
         assert data_args.pairs_file == "pairs.jsonl"
 
@@ -75,5 +76,12 @@ def test_readme_tree_names_files_that_exist():
     tree = re.search(r"## The tree\n\n```\n(.*?)```", README, flags=re.DOTALL)[1]
     for folder in re.findall(r"^(\w+)/", tree, flags=re.MULTILINE):
         assert (ROOT / folder).is_dir(), folder
-    for file in re.findall(r"\b\w+\.py\b", tree):
+    for file in re.findall(r"(?<!\*)\b[a-z]\w+\.py\b", tree):
         assert (ROOT / "modeling_magnet" / file).is_file(), file
+
+
+def test_readme_tells_the_steps_that_made_the_checkpoint():
+    log = (ROOT / "docs/magnet-tiny/train_log.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = json.loads(log[-1])["step"]
+    assert f"in {steps:,} steps" in README
+    assert read_recipe("magnet_tiny")["max_steps"] == steps

@@ -113,7 +113,7 @@ class MagnetTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         for name in ("lambda_mntp", "lambda_sscl", "lambda_msg"):
-            _check_range(name, getattr(self, name), 0, float("inf"))
+            _check_range(name, getattr(self, name), 0, 1e6)
         if self.lambda_mntp == self.lambda_sscl == self.lambda_msg == 0:
             raise ValueError("lambda_mntp, lambda_sscl and lambda_msg are all 0: nothing would be trained.")
         if not self.temperature > 0:

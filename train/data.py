@@ -80,7 +80,9 @@ def tokenize_texts(texts: list[str], tokenizer, max_length: int) -> list[Text]:
     blocks = []
     for first in tqdm(range(0, len(texts), 1000), desc="tokenize", unit="k texts", leave=False):
         batch = texts[first : first + 1000]
-        encoded = tokenizer(batch, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        encoded = tokenizer(
+            batch, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
         for text, ids, offsets in zip(batch, encoded["input_ids"], encoded["offset_mapping"]):
             whole = Text(np.array(ids), _sentence_starts(text, offsets))
             blocks += _cut(whole, max_length - 1)

@@ -5,6 +5,7 @@
         --pairs_file pairs.jsonl --output_dir runs/smol
 """
 
+import logging
 import sys
 
 import numpy as np
@@ -19,6 +20,8 @@ from .curves import CurvesCallback
 from .data import MagnetCollator, MagnetDataset, load_pairs, load_texts, tokenize_sentence, tokenize_texts
 from .trainer import MagnetTrainer
 from .views import SpecialTokens
+
+logger = logging.getLogger(__name__)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -53,6 +56,9 @@ def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer)
     path, dtype = model_args.model_name_or_path, getattr(torch, model_args.dtype)
     if AutoConfig.from_pretrained(path).model_type == "magnet_llama":
         model = MagnetLlamaForCausalLM.from_pretrained(path, dtype=dtype)
+        logger.warning("%s is a MAGNET checkpoint: its own settings and adapter are trained further.", path)
+        if model.config.mask_token_id is None:
+            model.config.mask_token_id = mask_token_id(model_args.mask_token, tokenizer)
     else:
         model = MagnetLlamaForCausalLM.from_llama(
             LlamaForCausalLM.from_pretrained(path, dtype=dtype),

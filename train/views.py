@@ -133,13 +133,14 @@ def free_positions(n, spans, free, offset) -> np.ndarray:
 
 
 def sample_masked(span_ids, settings, rng) -> np.ndarray:
-    """Chooses `mask_ratio` x the row's length of the context tokens, never [BOS] and never a neighbour of a gap: the token right of a gap
-    would be predicted by a span token, and the one left of it predicts the gap's first token."""
+    """Chooses `mask_ratio` of the context tokens (section 3.3: a fraction of those that are no span tokens), but never
+    [BOS] and never a neighbour of a gap: the token right of a gap would be predicted by a span token, and the one left
+    of it predicts the gap's first token."""
     in_span = span_ids > 0
     near = in_span | np.append(in_span[1:], False) | np.insert(in_span[:-1], 0, False)
     eligible = np.flatnonzero(~near[1:]) + 1
     least = 1 if settings.mask_ratio > 0 else 0
-    count = min(len(eligible), max(least, round(settings.mask_ratio * len(span_ids))))
+    count = min(len(eligible), max(least, round(settings.mask_ratio * (~in_span).sum())))
     masked = np.zeros(len(span_ids), bool)
     masked[rng.permutation(eligible)[:count]] = True
     return masked
