@@ -213,6 +213,17 @@ def test_attention_crosses_jumps_of_position_ids(impl, mode, tiny_llama, tiny_ma
     torch.testing.assert_close(actual, stock, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ATTENTION_MODES)
+def test_what_the_attention_layers_are_told(mode, tiny_magnet):
+    """Flash attention reads packed documents off position_ids, and its direction off is_causal, having no mask."""
+    model, (ids, spans, _), told = tiny_magnet(), batch_of("none"), []
+    layer = model.model.layers[0].self_attn
+    layer.register_forward_pre_hook(lambda *call: told.append(call[-1]), with_kwargs=True)
+    forward(model, ids, mode, spans, position_ids=torch.arange(WIDTH)[None])
+    assert ("position_ids" in told[0]) is (mode == "causal")
+    assert told[0].get("is_causal", True) is (mode == "causal")
+
+
 @pytest.mark.parametrize("impl", ["eager", "sdpa"])
 def test_span_over_cached_context_equals_full_hybrid_forward(impl, tiny_magnet):
     """What infill() rests on: context states do not depend on the span, so they can be computed first."""
