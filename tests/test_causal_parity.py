@@ -108,9 +108,11 @@ def test_cached_forward(pair, ids):
     assert all(map(torch.equal, *results))
 
 
-def test_generation_config_is_taken_over(pair):
-    llama, magnet = pair
-    assert magnet.generation_config.to_dict() == llama.generation_config.to_dict()
+def test_generation_config_is_taken_over(tiny_llama, tiny_magnet):
+    llama = tiny_llama()
+    llama.generation_config.update(do_sample=True, temperature=0.6, eos_token_id=[2, 9])
+    expected = llama.generation_config.to_dict()
+    assert tiny_magnet(llama=llama).generation_config.to_dict() == expected
 
 
 GENERATE = {
