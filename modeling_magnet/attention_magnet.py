@@ -1,6 +1,10 @@
-"""The attention rule of MAGNET, and the span ids it reads (section 3.1, Figure 2)."""
+"""The attention rule of MAGNET, the span ids it reads, and the modes of a call (section 3.1, Figure 2)."""
+
+import difflib
 
 import torch
+
+from .configuration_magnet import ATTENTION_MODES
 
 
 def span_attention_rule(span_ids: torch.Tensor):
@@ -72,3 +76,61 @@ def check_span_ids(span_ids: torch.Tensor, shape: tuple[int, int]) -> None:
             f"span_ids, row {row}: a span is not contiguous ({span_ids[row].tolist()}). Give each unbroken run of span "
             "tokens an id of its own."
         )
+
+
+def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -> str:
+    """
+    The mode of this call: `attention_mode`, or else `config.attention_mode`.
+
+    Raises:
+        `ValueError` for an unknown mode, and for spans or a cache that the mode cannot honour: nothing is ever attended
+        to in another way than the call says.
+    """
+    mode = config.attention_mode if attention_mode is None else attention_mode
+    if mode not in ATTENTION_MODES:
+        raise ValueError(f"attention_mode={mode!r}: must be one of {list(ATTENTION_MODES)}.")
+    cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+    if span_ids is not None and span_mask is not None:
+        raise ValueError("Pass either span_ids or span_mask, not both.")
+    if span_mask is not None and span_mask.dtype != torch.bool:
+        raise ValueError(f"span_mask has dtype {span_mask.dtype}: must be torch.bool (use span_ids= for integers).")
+    has_spans = span_ids is not None or span_mask is not None
+    if mode == "hybrid":
+        _check_hybrid(config, has_spans, past_key_values, cached)
+    elif has_spans:
+        raise ValueError(f"span_ids and span_mask mean nothing in attention_mode={mode!r}: use 'hybrid'.")
+    if mode == "bidirectional" and cached:
+        raise ValueError(
+            "past_key_values is not empty: attention_mode='bidirectional' would have to change the cached states. Use "
+            "'hybrid' to continue a cached context, or pass the whole text without a cache."
+        )
+    return mode
+
+
+def _check_hybrid(config, has_spans, past_key_values, cached) -> None:
+    if past_key_values is not None:
+        if not cached or has_spans:
+            raise ValueError(
+                "attention_mode='hybrid' with past_key_values continues one span over a cached context: fill the cache "
+                "with attention_mode='bidirectional' first and pass no span_ids, or use infill()."
+            )
+        return
+    if not has_spans:
+        raise ValueError("attention_mode='hybrid' needs span_ids (batch, length), or use attention_mode='causal'.")
+    if "flash" in config._attn_implementation:
+        raise ValueError(
+            f"attn_implementation={config._attn_implementation!r} ignores attention_mode='hybrid'. Use 'sdpa', 'eager' or "
+            "'flex_attention'."
+        )
+
+
+def refuse_other_mode_arguments(kwargs: dict) -> None:
+    """Llama's forward takes any keyword in silence, so a misspelt `attention_mode` would leave the model causal."""
+    if "is_causal" in kwargs:  # transformers would set it on the config, which threads share
+        raise ValueError(f"is_causal={kwargs['is_causal']!r}: pass attention_mode= instead.")
+    if torch.compiler.is_compiling():
+        return
+    for key in kwargs:
+        close = difflib.get_close_matches(key, ("attention_mode", "span_ids", "span_mask"), n=1, cutoff=0.85)
+        if close:
+            raise ValueError(f"{key}={kwargs[key]!r}: unknown argument. Did you mean {close[0]!r}?")

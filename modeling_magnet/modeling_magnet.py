@@ -19,8 +19,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .adapter_magnet import adapter_gate, inject_adapter, reset_lora_part
-from .attention_magnet import check_span_ids, span_attention_rule, span_ids_from_mask
-from .configuration_magnet import ATTENTION_MODES, MagnetLlamaConfig
+from .attention_magnet import (
+    check_span_ids,
+    refuse_other_mode_arguments,
+    resolve_mode,
+    span_attention_rule,
+    span_ids_from_mask,
+)
+from .configuration_magnet import MagnetLlamaConfig
 from .encoding_magnet import EncodingMixin
 from .infilling_magnet import InfillingMixin
 
@@ -90,13 +96,17 @@ class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
                 Causal mode creates a cache, as Llama does; the other two modes never create one.
 
         Raises:
-            `ValueError`: an unknown mode; `is_causal`; hybrid without spans, or with flash attention; spans of a wrong
+            `ValueError`: an unknown mode; `is_causal` or a misspelt argument; hybrid without spans, or with flash attention; spans of a wrong
             shape, dtype or with a hole; outside causal mode, a padding mask of a wrong shape; a token id outside the
             vocabulary.
         """
-        mode = self._resolve_mode(attention_mode, span_ids, span_mask, past_key_values)
-        if "is_causal" in kwargs:  # transformers would set it on the config, which threads share
-            raise ValueError(f"is_causal={kwargs['is_causal']!r}: pass attention_mode= instead.")
+        refuse_other_mode_arguments(kwargs)
+        mode = resolve_mode(self.config, attention_mode, span_ids, span_mask, past_key_values)
+        if mode == "causal" and self._checkpoints_closed_gate():
+            raise ValueError(
+                "Gradient checkpointing recomputes layers with the adapter on, but it is off in causal mode. Set "
+                "config.causal_adapter=True, or switch gradient checkpointing off."
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
@@ -154,49 +164,6 @@ class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
         check_span_ids(span_ids, shape)
         rule = span_attention_rule(span_ids.to(inputs_embeds.device))
         return create_bidirectional_mask(**common, and_mask_function=rule), {"is_causal": False}
-
-    def _resolve_mode(self, attention_mode, span_ids, span_mask, past_key_values) -> str:
-        mode = self.config.attention_mode if attention_mode is None else attention_mode
-        if mode not in ATTENTION_MODES:
-            raise ValueError(f"attention_mode={mode!r}: must be one of {list(ATTENTION_MODES)}.")
-        cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if span_ids is not None and span_mask is not None:
-            raise ValueError("Pass either span_ids or span_mask, not both.")
-        if mode != "hybrid" and not (span_ids is None and span_mask is None):
-            raise ValueError(f"span_ids and span_mask mean nothing in attention_mode={mode!r}: use 'hybrid'.")
-        if mode == "hybrid":
-            self._check_hybrid(span_ids, span_mask, past_key_values, cached)
-        if mode == "bidirectional" and cached:
-            raise ValueError(
-                "past_key_values is not empty: attention_mode='bidirectional' would have to change the cached states. "
-                "Use 'hybrid' to continue a cached context, or pass the whole text without a cache."
-            )
-        if mode == "causal" and self._checkpoints_closed_gate():
-            raise ValueError(
-                "Gradient checkpointing recomputes layers with the adapter on, but it is off in causal mode. Set "
-                "config.causal_adapter=True, or switch gradient checkpointing off."
-            )
-        return mode
-
-    def _check_hybrid(self, span_ids, span_mask, past_key_values, cached) -> None:
-        if past_key_values is not None:
-            if not cached or span_ids is not None or span_mask is not None:
-                raise ValueError(
-                    "attention_mode='hybrid' with past_key_values continues one span over a cached context: fill the "
-                    "cache with attention_mode='bidirectional' first and pass no span_ids, or use infill()."
-                )
-            return
-        if span_ids is None and span_mask is None:
-            raise ValueError("attention_mode='hybrid' needs span_ids (batch, length), or use attention_mode='causal'.")
-        if "flash" in self.config._attn_implementation:
-            raise ValueError(
-                f"attn_implementation={self.config._attn_implementation!r} ignores attention_mode='hybrid'. Use 'sdpa', "
-                "'eager' or 'flex_attention'."
-            )
-        if span_mask is not None and span_mask.dtype != torch.bool:
-            raise ValueError(
-                f"span_mask has dtype {span_mask.dtype}: must be torch.bool (use span_ids= for integers)."
-            )
 
     def _checkpoints_closed_gate(self) -> bool:
         gated = self.config.adapter is not None and not self.config.causal_adapter

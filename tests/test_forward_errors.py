@@ -301,3 +301,9 @@ def test_decoder_alone_runs_in_every_mode(tiny_magnet, ids):
     decoder = MagnetLlamaModel(config).eval()
     for kwargs in ({}, {"attention_mode": "bidirectional"}, {"attention_mode": "hybrid", "span_ids": GOOD}):
         assert decoder(ids, **kwargs).last_hidden_state.shape == (2, LENGTH, 64)
+
+
+@pytest.mark.parametrize("misspelt, meant", [("attention_mod", "attention_mode"), ("span_id", "span_ids")])
+def test_a_misspelt_argument_is_not_swallowed(tiny_magnet, misspelt, meant):
+    with pytest.raises(ValueError, match=f"{misspelt}=.*Did you mean '{meant}'"):
+        tiny_magnet()(torch.tensor([[1, 5, 6]]), **{misspelt: "hybrid"})
