@@ -46,6 +46,15 @@ def infilling(name: str, labels: dict[str, str]) -> str:
     return markdown(header, rows)
 
 
+def ratio(name: str) -> str:
+    row = read(name)[-1]
+    low, high = row["exact_over_causal_95"]
+    return (
+        f"On the same gaps, given the length, MAGNET's perplexity is {row['exact_over_causal']:.3f} of the base's "
+        f"(95 % interval of the paired ratio {low:.3f}-{high:.3f})."
+    )
+
+
 def stories() -> str:
     return infilling(
         "stories.jsonl",

@@ -38,14 +38,26 @@ class Perplexity:
     def value(self) -> float:
         return float(np.exp(self.nats.sum() / self.tokens.sum()))
 
-    def interval(self, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """95 % bootstrap interval over stories."""
+        return _quantiles(np.exp(self._resampled()))
+
+    def ratio_interval(self, other: "Perplexity") -> tuple[float, float]:
+        """95 % interval of this value over another's on the same gaps: both are resampled together, so that what makes
+        a story hard for both does not count."""
+        return _quantiles(np.exp(self._resampled() - other._resampled()))
+
+    def _resampled(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
+        """Nats per token of `samples` draws of stories."""
         rng, count = np.random.default_rng(seed), self.stories.max() + 1
         nats = np.bincount(self.stories, self.nats, minlength=count)
         tokens = np.bincount(self.stories, self.tokens, minlength=count)
         drawn = rng.integers(0, count, size=(samples, count))
-        values = np.exp(nats[drawn].sum(1) / tokens[drawn].sum(1))
-        return float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975))
+        return nats[drawn].sum(1) / tokens[drawn].sum(1)
+
+
+def _quantiles(values) -> tuple[float, float]:
+    return float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975))
 
 
 def sentence_gaps(stories: list[list[str]], tokenizer, every: bool = True) -> list[GapExample]:

@@ -48,6 +48,10 @@ def infilling_row(model, tokenizer, stories: list[list[str]], every: bool = True
         low, high = perplexity.interval()
         row[f"infill_{layout}"] = round(perplexity.value, 2)
         row[f"infill_{layout}_95"] = [round(low, 2), round(high, 2)]
+    if "exact" in measured:  # the same gaps, so the two go up and down together
+        low, high = measured["exact"].ratio_interval(measured["causal"])
+        row["exact_over_causal"] = round(measured["exact"].value / measured["causal"].value, 3)
+        row["exact_over_causal_95"] = [round(low, 3), round(high, 3)]
     return row | {"causal_ppl": causal_perplexity(model, [" ".join(story) for story in stories], tokenizer)}
 
 

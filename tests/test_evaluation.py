@@ -102,6 +102,8 @@ def test_interval_holds_the_value_and_shrinks_to_it():
     mixed = Perplexity(rng.uniform(3, 9, 50), np.full(50, 3), np.arange(50))
     low, high = mixed.interval()
     assert low < mixed.value < high
+    halved = Perplexity(mixed.nats - 3 * np.log(2), mixed.tokens, mixed.stories)
+    assert halved.ratio_interval(mixed) == pytest.approx((0.5, 0.5))  # paired: the stories' differences cancel
 
 
 def test_spearman_and_retrieval():
