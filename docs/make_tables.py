@@ -56,18 +56,17 @@ def ratio(name: str) -> str:
 
 
 def stories() -> str:
-    return infilling(
-        "stories.jsonl",
-        {
-            "magnet-tiny-base": "base",
-            "magnet-tiny-control": "causal-LM LoRA control",
-            "magnet-tiny": "**magnet-tiny**",
-        },
-    )
+    labels = {
+        "magnet-tiny-base": "base",
+        "magnet-tiny-control": "causal-LM LoRA control",
+        "magnet-tiny": "**magnet-tiny**",
+    }
+    return infilling("stories.jsonl", labels) + "\n\n" + ratio("stories.jsonl")
 
 
 def roc() -> str:
-    return infilling("roc.jsonl", {"stories3M": "base", "roc-control": "causal-LM LoRA control", "roc": "**MAGNET**"})
+    labels = {"stories3M": "base", "roc-control": "causal-LM LoRA control", "roc": "**MAGNET**"}
+    return infilling("roc.jsonl", labels) + "\n\n" + ratio("roc.jsonl")
 
 
 def embedding() -> str:
