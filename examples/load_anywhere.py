@@ -45,6 +45,7 @@ def main(folder: str) -> None:
         json.dumps(
             {
                 "class": f"{type(model).__module__.split('.')[0]}.{type(model).__name__}",
+                "texts": TEXTS,
                 "causal_logits": logits.tolist(),
                 "embeddings": model.encode(TEXTS, tokenizer).tolist(),
                 "sentence_transformer": sentences.encode(TEXTS).tolist(),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes examples/assets/magnet-tiny from examples/assets/magnet-tiny-base, and the causal-LM control it is compared with.
 #   examples/make_magnet_tiny.sh novels.txt.gz tinystories.txt.gz
-# Texts have one document a line. With one thread each, both runs side by side take about an hour on two CPU cores.
+# Texts have one document a line. Both runs go side by side, with one thread each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 novels=$1 tinystories=$2

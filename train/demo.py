@@ -125,7 +125,7 @@ def prove_loading(path: Path) -> str:
     there = json.loads(done.stdout.splitlines()[-1])
     base, tokenizer = load(str(ASSETS / "magnet-tiny-base"))
     model, _ = load(str(path))
-    texts = ["The boy put on his boots because it was raining.", "As it was raining, the boy pulled his boots on."]
+    texts = there["texts"]
     here = model.encode(texts, tokenizer)
     with torch.no_grad():
         logits = base(tokenizer(texts[0], return_tensors="pt")["input_ids"]).logits[0, -1].numpy()

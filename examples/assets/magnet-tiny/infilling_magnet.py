@@ -76,7 +76,7 @@ class InfillingMixin:
             max_new_tokens (`int`, *optional*, defaults to 64): Most tokens of a gap of free length.
             order (`str`, *optional*, defaults to `"sequential"`):
                 `"sequential"`: from left to right, each fill being context of the next. `"parallel"`: all gaps at once
-                from one shared prefill; fills do not see each other, as in training.
+                from one shared prefill for each length of gap; fills do not see each other, as in training.
             gap_token (`str`, *optional*, defaults to `"<|gap|>"`): The marker.
             num_return_sequences (`int`, *optional*, defaults to 1): Alternatives per text; needs sampling or beams.
             return_dict (`bool`, *optional*, defaults to `False`): Return [`InfillOutput`] instead of `str`.
