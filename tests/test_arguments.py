@@ -2,7 +2,8 @@
 
 import pytest
 
-from magnet_train.arguments import RECIPES, ModelArguments, ViewArguments, parse, read_recipe, recipe_names
+from magnet_train.arguments import ModelArguments, ViewArguments
+from magnet_train.recipes import RECIPES, parse, read_recipe, recipe_names
 from magnet_train.run import main
 
 GIVEN = {

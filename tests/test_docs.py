@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from magnet_train.arguments import parse, read_recipe
+from magnet_train.recipes import parse, read_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from magnet_train.arguments import DataArguments, ModelArguments, ViewArguments
-from magnet_train.run import build_model, check_lengths, main, mask_token_id, special_tokens
+from magnet_train.model import build_model, check_lengths, mask_token_id
+from magnet_train.run import main
+from magnet_train.views import special_tokens
 from modeling_magnet import MagnetLlamaForCausalLM
 
 STORY = "Tom was hungry. He went to the kitchen. There was no bread. So he baked a loaf. Then he was full."

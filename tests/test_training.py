@@ -52,7 +52,7 @@ def test_same_seed_twice_gives_identical_weights(make):
 def test_resumed_run_ends_at_the_same_weights(make, tmp_path):
     """Interrupted before SSCL starts and before the second epoch."""
     options = {"rows": texts(12), "per_device_train_batch_size": 4, "max_steps": 5, "learning_rate": 1e-2}
-    options |= {"sscl_start_step": 3, "save_strategy": "steps", "save_steps": 2}
+    options |= {"sscl_start_step": 3, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
     model, resumed = magnet(), magnet()
     make(model, **options, callbacks=[CurvesCallback()]).train()
     make(resumed, **options, callbacks=[CurvesCallback()]).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -70,6 +70,7 @@ def make_trainer(
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0,
         "logging_steps": 1,
+        "save_strategy": "no",
     }
     args = MagnetTrainingArguments(**settings | training)
 

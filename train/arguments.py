@@ -1,17 +1,8 @@
-"""What `magnet train` can be told: four dataclasses, read from a YAML recipe and from flags (which win)."""
+"""What `magnet train` can be told: four dataclasses. `recipes.py` reads them from a YAML recipe and from flags."""
 
-import argparse
-import dataclasses
-import difflib
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
-
-import configuration_magnet
-
-RECIPES = Path(configuration_magnet.__file__).parent / "recipes"
+from transformers import TrainingArguments
 
 
 @dataclass
@@ -20,6 +11,10 @@ class ModelArguments:
 
     model_name_or_path: str = field(metadata={"help": "Llama or MAGNET checkpoint: a folder or a Hub id."})
     dtype: str = field(default="float32", metadata={"help": "Dtype of the base weights; LoRA weights are float32."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Keep the base weights in 8 bits (bitsandbytes)."})
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Keep the base weights in 4 bits, QLoRA (bitsandbytes)."}
+    )
     mask_token: str = field(default="_", metadata={"help": "Text whose last token stands for a masked one (MNTP)."})
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=32, metadata={"help": "LoRA alpha; the update is scaled by alpha / r."})
@@ -35,12 +30,20 @@ class ModelArguments:
         default="Given the sentence, find its representation:", metadata={"help": "Instruction put before a sentence."}
     )
 
+    def __post_init__(self):
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ValueError("load_in_8bit and load_in_4bit are both set: choose one.")
+
 
 @dataclass
 class DataArguments:
     """Where the texts and the sentence pairs come from."""
 
-    train_file: str = field(metadata={"help": "Texts: .txt (one a line), .jsonl, either .gz, or a Hub data set id."})
+    train_file: str = field(
+        metadata={
+            "help": "Texts: .txt (one a line), .jsonl, either .gz, .parquet, a folder of these, or a Hub data set id."
+        }
+    )
     text_column: str = field(default="text", metadata={"help": "Column with the text; a list is joined by spaces."})
     pairs_file: str | None = field(default=None, metadata={"help": "Sentence pairs for SSCL: .jsonl or a Hub id."})
     pair_columns: list[str] = field(
@@ -52,6 +55,26 @@ class DataArguments:
         default=512, metadata={"help": "Tokens of a text row, with [BOS]; longer texts are cut up."}
     )
     pair_max_length: int = field(default=128, metadata={"help": "Tokens of a sentence, with prompt, [BOS] and [EOS]."})
+    positives: str = field(
+        default="column",
+        metadata={"help": "column: the paraphrase in pairs_file; dropout: the sentence itself, seen through dropout."},
+    )
+    min_words: int = field(
+        default=20,
+        metadata={"help": "With positives=dropout and no pairs_file: sentences of train_file with more words."},
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read train_file while training; needs max_steps."})
+    shuffle_window: int = field(
+        default=1000, metadata={"help": "Documents that are shuffled together when streaming."}
+    )
+    on_bad: str = field(default="raise", metadata={"help": "Rows that cannot be used: raise, or skip and count them."})
+
+    def __post_init__(self):
+        for name, allowed in (("positives", ("column", "dropout")), ("on_bad", ("raise", "skip"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}.")
+        if self.shuffle_window < 1:
+            raise ValueError(f"shuffle_window={self.shuffle_window}: must be at least 1; 1 keeps the order.")
 
 
 @dataclass
@@ -61,6 +84,10 @@ class ViewArguments:
     mask_ratio: float = field(default=0.2, metadata={"help": "Share of a row's tokens that MNTP masks."})
     mask_share: float = field(default=0.8, metadata={"help": "Share of those replaced by the mask token."})
     random_share: float = field(default=0.1, metadata={"help": "Share of those replaced by a random token."})
+    mask_objective: str = field(
+        default="mntp",
+        metadata={"help": "Who predicts a masked token: mntp, its left neighbour; mtp, itself (App. D)."},
+    )
     max_spans: int = field(default=2, metadata={"help": "Most spans of a row."})
     span_min: int = field(default=4, metadata={"help": "Shortest span, tokens."})
     span_max: int = field(default=128, metadata={"help": "Longest span, tokens."})
@@ -70,12 +97,15 @@ class ViewArguments:
     free_offset: int = field(default=128, metadata={"help": "Positions a free span reserves."})
     clean_context_ratio: float = field(default=0.0, metadata={"help": "Share of rows with spans and no masks."})
     all_span_ratio: float = field(default=0.0, metadata={"help": "Share of rows that are one span, i.e. causal."})
+    fim_ratio: float = field(
+        default=0.0, metadata={"help": "Share of rows in fill-in-the-middle order, causal, half PSM and half SPM."}
+    )
     vary_length: bool = field(default=False, metadata={"help": "Crop rows at random, so that length hides the gap's."})
 
     def __post_init__(self):
         for name in ("mask_ratio", "mask_share", "random_share", "max_span_share"):
             _check_range(name, getattr(self, name), 0, 1)
-        for name in ("sentence_span_ratio", "clean_context_ratio", "all_span_ratio"):
+        for name in ("sentence_span_ratio", "clean_context_ratio", "all_span_ratio", "fim_ratio"):
             _check_range(name, getattr(self, name), 0, 1)
         if self.mask_share + self.random_share > 1:
             raise ValueError(f"mask_share + random_share = {self.mask_share + self.random_share}: must be at most 1.")
@@ -83,6 +113,12 @@ class ViewArguments:
             raise ValueError(f"span_min={self.span_min}, span_max={self.span_max}: need 1 <= span_min <= span_max.")
         if self.max_spans < 1:
             raise ValueError(f"max_spans={self.max_spans}: must be at least 1; set lambda_msg=0 to train without MSG.")
+        if self.mask_objective not in ("mntp", "mtp"):
+            raise ValueError(f"mask_objective={self.mask_objective!r}: must be 'mntp' or 'mtp'.")
+        if self.all_span_ratio + self.fim_ratio > 1:
+            raise ValueError(
+                f"all_span_ratio + fim_ratio = {self.all_span_ratio + self.fim_ratio}: must be at most 1."
+            )
         if self.gap_layout not in ("exact", "mixed"):
             raise ValueError(f"gap_layout={self.gap_layout!r}: must be 'exact' or 'mixed'.")
         if self.free_offset < 1:
@@ -104,21 +140,42 @@ class MagnetTrainingArguments(TrainingArguments):
     sscl_start_step: float = field(
         default=3400, metadata={"help": "Step at which SSCL starts; below 1: that share of all steps."}
     )
+    sscl_alone: bool = field(
+        default=False, metadata={"help": "From sscl_start_step on train SSCL only, as LLM2Vec's second stage does."}
+    )
+    sscl_chunk_size: int = field(
+        default=0, metadata={"help": "Pairs encoded at a time; 0: all. Same gradient, less memory, a forward more."}
+    )
+    sscl_dropout: float = field(default=0.0, metadata={"help": "Attention dropout while sentence pairs are encoded."})
+    lambda_kl: float = field(
+        default=0.0, metadata={"help": "Weight of KL(base || model) on causal rows (all_span_ratio, fim_ratio)."}
+    )
     temperature: float = field(default=0.1, metadata={"help": "tau of InfoNCE."})
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the newest complete checkpoint in output_dir, if there is one."}
+    )
+    resume_changed: bool = field(
+        default=False, metadata={"help": "Resume although data or settings are not those of the checkpoint."}
+    )
+    estimate: bool = field(default=False, metadata={"help": "Print the memory this run would take, and do not train."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Views have columns of their own."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "A repeated row would be a false negative."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
-    save_strategy: str = field(default="no", metadata={"help": "Intermediate checkpoints: no, steps or epoch."})
+    save_strategy: str = field(default="steps", metadata={"help": "Intermediate checkpoints: no, steps or epoch."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Complete checkpoints that are kept."})
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("lambda_mntp", "lambda_sscl", "lambda_msg"):
+        for name in ("lambda_mntp", "lambda_sscl", "lambda_msg", "lambda_kl"):
             _check_range(name, getattr(self, name), 0, 1e6)
         if self.lambda_mntp == self.lambda_sscl == self.lambda_msg == 0:
             raise ValueError("lambda_mntp, lambda_sscl and lambda_msg are all 0: nothing would be trained.")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: must be positive.")
         _check_range("sscl_start_step", self.sscl_start_step, 0, float("inf"))
+        _check_range("sscl_dropout", self.sscl_dropout, 0, 0.9)
+        if self.sscl_chunk_size < 0:
+            raise ValueError(f"sscl_chunk_size={self.sscl_chunk_size}: must be 0 (all pairs at once) or positive.")
         for name in ("per_device_train_batch_size", "per_device_pair_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
@@ -136,52 +193,3 @@ class MagnetTrainingArguments(TrainingArguments):
 def _check_range(name, value, low, high):
     if not low <= value <= high:  # also catches NaN
         raise ValueError(f"{name}={value}: must lie between {low} and {high}.")
-
-
-ARGUMENTS = (ModelArguments, DataArguments, ViewArguments, MagnetTrainingArguments)
-
-
-def parse(args: list[str] | None = None) -> tuple:
-    """
-    Reads `--config RECIPE` (a name in `configuration_magnet/recipes`, or a YAML file) and flags; flags win.
-
-    Returns:
-        One instance each of `ModelArguments`, `DataArguments`, `ViewArguments` and `MagnetTrainingArguments`.
-
-    Raises:
-        `ValueError` for a key that no argument has; the message names the nearest one.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    known, flags = first.parse_known_args(args)
-    recipe = read_recipe(known.config) if known.config else {}
-    parser = HfArgumentParser(ARGUMENTS, prog="magnet train", allow_abbrev=False)
-    parser.add_argument("--config", help=f"Recipe: {', '.join(recipe_names())}, or a YAML file. Flags win over it.")
-    parser.set_defaults(**recipe)
-    for action in parser._actions:  # argparse has no public way to say that a recipe has given a required value
-        action.required = action.required and action.dest not in recipe
-    *parsed, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    return tuple(parsed)
-
-
-def recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def read_recipe(config: str) -> dict:
-    """The settings of a recipe, checked against the arguments' names."""
-    path = Path(config) if Path(config).suffix in (".yaml", ".yml") else RECIPES / f"{config}.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"config={config!r}: no such recipe. Known: {', '.join(recipe_names())}; or pass a .yaml file."
-        )
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path.name}: must hold lines of the form 'key: value'.")
-    names = [f.name for cls in ARGUMENTS for f in dataclasses.fields(cls)]
-    for key in recipe:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{path.name}: unknown key {key!r}.{hint}")
-    return recipe

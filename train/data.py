@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from .views import IGNORE, SpecialTokens, sample_view
+from .views import IGNORE, SpecialTokens, sample_view, special_tokens
 
 SENTENCE_END = re.compile(r"[.!?]['\")\]]*\s+")
 SHORTEST_ROW = 8  # tokens; a shorter rest of a text has no room for a span and its context
@@ -163,6 +163,41 @@ class MagnetCollator:
             batch["pair_input_ids"] = _pad(sentences, self.pad_token_id)
             batch["pair_attention_mask"] = _pad([[1] * len(ids) for ids in sentences], 0)
         return batch
+
+
+@dataclass
+class TrainingData:
+    """What a trainer reads."""
+
+    train: torch.utils.data.Dataset
+    eval: torch.utils.data.Dataset | None
+    collator: MagnetCollator
+
+
+def build_data(config, tokenizer, data_args, view_args, training_args) -> TrainingData:
+    """Loads and tokenizes texts and pairs, as the arguments say."""
+    sentences = load_pairs(data_args.pairs_file, data_args.pair_columns) if data_args.pairs_file else []
+    pairs = [
+        tuple(
+            tokenize_sentence(sentence, tokenizer, config.representation_prompt, data_args.pair_max_length)
+            for sentence in pair
+        )
+        for pair in sentences
+    ]
+    if training_args.lambda_sscl > 0 and not pairs:
+        raise ValueError(f"lambda_sscl={training_args.lambda_sscl} needs pairs_file, or set lambda_sscl=0.")
+    tokens = special_tokens(config, tokenizer)
+
+    def dataset(source):
+        texts = tokenize_texts(load_texts(source, data_args.text_column), tokenizer, data_args.max_length)
+        return MagnetDataset(texts, pairs, view_args, tokens, training_args.pairs_per_row, training_args.seed)
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return TrainingData(
+        train=dataset(data_args.train_file),
+        eval=dataset(data_args.eval_file) if data_args.eval_file else None,
+        collator=MagnetCollator(pairs, pad),
+    )
 
 
 def _pad(rows, value) -> torch.Tensor:

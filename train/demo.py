@@ -17,7 +17,7 @@ import torch
 from magnet_eval.embedding import read_graded_pairs
 from magnet_eval.stories import embedding_row, infilling_row, load, read_stories
 
-from .arguments import parse
+from .recipes import parse
 from .run import train
 
 ASSETS = Path("examples/assets")

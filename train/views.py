@@ -64,6 +64,12 @@ class SpecialTokens:
     ordinary: np.ndarray
 
 
+def special_tokens(config, tokenizer) -> SpecialTokens:
+    special = set(tokenizer.all_special_ids) | {config.mask_token_id}
+    ordinary = np.array([i for i in range(config.vocab_size) if i not in special])
+    return SpecialTokens(tokenizer.bos_token_id, config.mask_token_id, config.infill_end_token_id, ordinary)
+
+
 def _crop(ids, sentence_starts, rng):
     """Keeps at least half of the text: with rows of one fixed length the number of context tokens would tell how long
     the gap is."""
