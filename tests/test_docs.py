@@ -22,6 +22,7 @@ MODULES = [
     "modeling_magnet.infilling_magnet",
     "modeling_magnet.modeling_magnet",
     "modeling_magnet.show_mask",
+    "magnet_train.fim",
     "magnet_train.losses",
 ]
 

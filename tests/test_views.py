@@ -56,7 +56,7 @@ VIEW_SETTINGS = st.fixed_dictionaries(
         "span_min": st.integers(1, 6),
         "span_max": st.integers(6, 40),
         "max_span_share": st.floats(0, 1),
-        "mask_ratio": st.floats(0, 1),
+        "mask_ratio": st.floats(0, 0.99),
         "gap_layout": st.sampled_from(["exact", "mixed"]),
         "free_offset": st.integers(1, 50),
         "clean_context_ratio": st.sampled_from([0.0, 0.5, 1.0]),

@@ -108,17 +108,21 @@ def token_losses_by_hand(model, batches):
     return {name: sums[name] / counts[name] for name in sums}
 
 
-def sscl_by_hand(model, batch, tau=0.1):
-    """L_SSCL: each sentence alone, no padding; a repeated sentence is no negative."""
-    vectors = []
-    for ids, mask in zip(batch["pair_input_ids"], batch["pair_attention_mask"]):
-        hidden = model.model(ids[mask.bool()][None], attention_mode="bidirectional").last_hidden_state
-        vector = model.projection_head(hidden[0, -1])
-        vectors.append(vector / vector.norm())
-    n, ids = len(vectors) // 2, batch["pair_ids"].tolist()
-    total = 0.0
+def sscl_by_hand(model, batches, tau=0.1):
+    """L_SSCL over all pairs of a step: each sentence alone, no padding; a repeated sentence is no negative."""
+    anchors, positives, ids = [], [], []
+    for batch in batches:
+        vectors = []
+        for row, mask in zip(batch["pair_input_ids"], batch["pair_attention_mask"]):
+            hidden = model.model(row[mask.bool()][None], attention_mode="bidirectional").last_hidden_state
+            vector = model.projection_head(hidden[0, -1]) if model.projection_head else hidden[0, -1]
+            vectors.append(vector / vector.norm())
+        anchors += vectors[: len(vectors) // 2]
+        positives += vectors[len(vectors) // 2 :]
+        ids += batch["pair_ids"].tolist()
+    total, n = 0.0, len(anchors)
     for i in range(n):
-        scores = {j: (vectors[i] @ vectors[n + j] / tau).exp() for j in range(n) if j == i or ids[j] != ids[i]}
+        scores = {j: (anchors[i] @ positives[j] / tau).exp() for j in range(n) if j == i or ids[j] != ids[i]}
         total = total - (scores[i] / sum(scores.values())).log()
     return total / n
 

@@ -1,6 +1,12 @@
-"""What `magnet train` can be told: four dataclasses. `recipes.py` reads them from a YAML recipe and from flags."""
+"""What `magnet train` can be told: four dataclasses. `recipes.py` reads them from a YAML recipe and from flags.
 
+Each refuses values that are wrong by themselves; `checks.py` refuses those that do not go together.
+"""
+
+import json
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import TrainingArguments
 
@@ -33,6 +39,14 @@ class ModelArguments:
     def __post_init__(self):
         if self.load_in_8bit and self.load_in_4bit:
             raise ValueError("load_in_8bit and load_in_4bit are both set: choose one.")
+        _check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+        _check_choice("pooling", self.pooling, ("last_token", "mean"))
+        _check_choice("projection_head", self.projection_head, ("none", "linear", "mlp"))
+        _check_range("lora_r", self.lora_r, 1, math.inf)
+        if not 0 < self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha={self.lora_alpha}: must be positive.")
+        if not self.lora_target_modules:
+            raise ValueError("lora_target_modules=[]: nothing would be trained. Name at least one, such as q_proj.")
 
 
 @dataclass
@@ -70,9 +84,15 @@ class DataArguments:
     on_bad: str = field(default="raise", metadata={"help": "Rows that cannot be used: raise, or skip and count them."})
 
     def __post_init__(self):
-        for name, allowed in (("positives", ("column", "dropout")), ("on_bad", ("raise", "skip"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}.")
+        _check_choice("positives", self.positives, ("column", "dropout"))
+        _check_choice("on_bad", self.on_bad, ("raise", "skip"))
+        if len(self.pair_columns) != 2:
+            raise ValueError(f"pair_columns={self.pair_columns}: must name two, a sentence's and its paraphrase's.")
+        if self.max_length < 9:  # data.SHORTEST_ROW and [BOS]
+            raise ValueError(f"max_length={self.max_length}: leaves no room for a span and its context. Use 9 or more.")
+        if self.pair_max_length < 3:
+            raise ValueError(f"pair_max_length={self.pair_max_length}: must hold [BOS], a token and [EOS], so 3 or more.")
+        _check_range("min_words", self.min_words, 0, math.inf)
         if self.shuffle_window < 1:
             raise ValueError(f"shuffle_window={self.shuffle_window}: must be at least 1; 1 keeps the order.")
 
@@ -88,7 +108,7 @@ class ViewArguments:
         default="mntp",
         metadata={"help": "Who predicts a masked token: mntp, its left neighbour; mtp, itself (App. D)."},
     )
-    max_spans: int = field(default=2, metadata={"help": "Most spans of a row."})
+    max_spans: int = field(default=2, metadata={"help": "Most spans of a row; 0: none."})
     span_min: int = field(default=4, metadata={"help": "Shortest span, tokens."})
     span_max: int = field(default=128, metadata={"help": "Longest span, tokens."})
     max_span_share: float = field(default=0.6, metadata={"help": "Most of a row that its spans may take together."})
@@ -103,7 +123,9 @@ class ViewArguments:
     vary_length: bool = field(default=False, metadata={"help": "Crop rows at random, so that length hides the gap's."})
 
     def __post_init__(self):
-        for name in ("mask_ratio", "mask_share", "random_share", "max_span_share"):
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio}: must be 0 or more and below 1, so that some context is left.")
+        for name in ("mask_share", "random_share", "max_span_share"):
             _check_range(name, getattr(self, name), 0, 1)
         for name in ("sentence_span_ratio", "clean_context_ratio", "all_span_ratio", "fim_ratio"):
             _check_range(name, getattr(self, name), 0, 1)
@@ -111,18 +133,39 @@ class ViewArguments:
             raise ValueError(f"mask_share + random_share = {self.mask_share + self.random_share}: must be at most 1.")
         if not 1 <= self.span_min <= self.span_max:
             raise ValueError(f"span_min={self.span_min}, span_max={self.span_max}: need 1 <= span_min <= span_max.")
-        if self.max_spans < 1:
-            raise ValueError(f"max_spans={self.max_spans}: must be at least 1; set lambda_msg=0 to train without MSG.")
-        if self.mask_objective not in ("mntp", "mtp"):
-            raise ValueError(f"mask_objective={self.mask_objective!r}: must be 'mntp' or 'mtp'.")
+        if self.max_spans < 0:
+            raise ValueError(f"max_spans={self.max_spans}: must be 0 (no spans) or more.")
+        _check_choice("mask_objective", self.mask_objective, ("mntp", "mtp"))
         if self.all_span_ratio + self.fim_ratio > 1:
             raise ValueError(
                 f"all_span_ratio + fim_ratio = {self.all_span_ratio + self.fim_ratio}: must be at most 1."
             )
-        if self.gap_layout not in ("exact", "mixed"):
-            raise ValueError(f"gap_layout={self.gap_layout!r}: must be 'exact' or 'mixed'.")
+        _check_choice("gap_layout", self.gap_layout, ("exact", "mixed"))
         if self.free_offset < 1:
             raise ValueError(f"free_offset={self.free_offset}: must be positive.")
+
+
+RANGES = {  # of single values; the paper's learning rate is 3e-5, one above 1 is a slip of the keyboard
+    "learning_rate": (0, 1),
+    "weight_decay": (0, 1),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, 1),
+    "max_grad_norm": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+    "per_device_train_batch_size": (1, math.inf),
+    "per_device_eval_batch_size": (1, math.inf),
+    "per_device_pair_batch_size": (1, math.inf),
+    "dataloader_num_workers": (0, math.inf),
+    "lambda_mntp": (0, 1e6),
+    "lambda_sscl": (0, 1e6),
+    "lambda_msg": (0, 1e6),
+    "lambda_kl": (0, 1e6),
+    "sscl_start_step": (0, math.inf),
+    "sscl_chunk_size": (0, math.inf),
+    "sscl_dropout": (0, 0.9),
+}
 
 
 @dataclass
@@ -158,38 +201,79 @@ class MagnetTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Resume although data or settings are not those of the checkpoint."}
     )
     estimate: bool = field(default=False, metadata={"help": "Print the memory this run would take, and do not train."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Off: two backward passes a step; the trainer sees to parameters without gradient."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Views have columns of their own."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "A repeated row would be a false negative."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
     save_strategy: str = field(default="steps", metadata={"help": "Intermediate checkpoints: no, steps or epoch."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Complete checkpoints that are kept."})
 
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "Also log to trackio, tensorboard, wandb; none: only to train_log.jsonl and curves.png."},
+    )
+    project: str = field(default="magnet", metadata={"help": "Project of trackio and wandb."})
+    run_name: str | None = field(default=None, metadata={"help": "The run's name there; by default output_dir's."})
+
     def __post_init__(self):
+        for name, (low, high) in RANGES.items():
+            _check_range(name, getattr(self, name), low, high)
+        self._check_steps()
+        self._check_fixed()
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed  # else torch's at that moment
         super().__post_init__()
-        for name in ("lambda_mntp", "lambda_sscl", "lambda_msg", "lambda_kl"):
-            _check_range(name, getattr(self, name), 0, 1e6)
+        self.run_name = self.run_name or Path(self.output_dir).resolve().name
         if self.lambda_mntp == self.lambda_sscl == self.lambda_msg == 0:
             raise ValueError("lambda_mntp, lambda_sscl and lambda_msg are all 0: nothing would be trained.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: must be positive.")
-        _check_range("sscl_start_step", self.sscl_start_step, 0, float("inf"))
-        _check_range("sscl_dropout", self.sscl_dropout, 0, 0.9)
-        if self.sscl_chunk_size < 0:
-            raise ValueError(f"sscl_chunk_size={self.sscl_chunk_size}: must be 0 (all pairs at once) or positive.")
-        for name in ("per_device_train_batch_size", "per_device_pair_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if self.per_device_pair_batch_size % self.per_device_train_batch_size:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: must be positive. The paper's is 0.1.")
+        if self.lambda_sscl > 0 and self.per_device_pair_batch_size % self.per_device_train_batch_size:
             raise ValueError(
                 f"per_device_pair_batch_size={self.per_device_pair_batch_size}: must be a multiple of "
                 f"per_device_train_batch_size={self.per_device_train_batch_size}, so that each text row carries its pairs."
             )
+
+    def _check_steps(self):
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps={self.max_steps}: must be positive, or -1 to count num_train_epochs instead.")
+        if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs={self.num_train_epochs}: must be positive, or set max_steps.")
+        for name in ("logging_steps", "save_steps", "eval_steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value}: must be positive; below 1 it is a share of all steps.")
+
+    def _check_fixed(self):
+        """Settings of [`TrainingArguments`] that cannot be changed here, or would be without effect."""
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True: would remove the views. Leave it out.")
+        if self.label_names:
+            raise ValueError(f"label_names={self.label_names}: the views' labels are fixed. Leave it out.")
+        if self.label_smoothing_factor != 0:
+            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor}: the losses have none. Leave it out.")
+        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            value = getattr(self, name)
+            value = json.loads(value) if isinstance(value, str) else value
+            if value and value.get("use_reentrant"):
+                raise ValueError(
+                    f"{name}={value}: reentrant checkpointing gives wrong gradients with LoRA in several processes. "
+                    "Leave use_reentrant out."
+                )
 
     @property
     def pairs_per_row(self) -> int:
         return self.per_device_pair_batch_size // self.per_device_train_batch_size
 
 
+def _check_choice(name, value, allowed):
+    if value not in allowed:
+        *most, last = map(repr, allowed)
+        raise ValueError(f"{name}={value!r}: must be {', '.join(most)} or {last}.")
+
+
 def _check_range(name, value, low, high):
     if not low <= value <= high:  # also catches NaN
-        raise ValueError(f"{name}={value}: must lie between {low} and {high}.")
+        what = f"lie between {low} and {high}" if high < math.inf else f"be at least {low}"
+        raise ValueError(f"{name}={value}: must {what}.")

@@ -1,4 +1,4 @@
-"""The three losses of MAGNET as pure functions, and their weighted sum (section 3.2 and 3.3)."""
+"""The three losses of MAGNET as pure functions (section 3.2), and the KL term of the recipe `merged`."""
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +49,39 @@ def msg_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: int | torch
     return _token_cross_entropy(logits, targets, num_items)
 
 
+def kl_loss(
+    logits: torch.Tensor, base_logits: torch.Tensor, num_items: int | torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    KL(base || model) of the next-token distributions, which keeps an adapter that acts in causal mode close to the base.
+
+    Args:
+        logits, base_logits (`torch.Tensor` of shape `(tokens, vocab_size)`): Outputs with and without the adapter.
+        num_items (`int`, *optional*): As in [`mntp_loss`].
+
+    Returns:
+        Scalar float32 tensor, in nats per token.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from magnet_train.losses import kl_loss
+    >>> kl_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 0.0]]))
+    tensor(0.1201)
+
+    ```
+    """
+    count = len(logits) if num_items is None else num_items
+    log_p, log_base = logits.float().log_softmax(-1), base_logits.float().log_softmax(-1)
+    total = F.kl_div(log_p, log_base, reduction="sum", log_target=True)
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
 def sscl_loss(
     anchors: torch.Tensor,
     positives: torch.Tensor,
     temperature: float = 0.1,
-    own: torch.Tensor | None = None,
     same_text: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
@@ -61,11 +89,10 @@ def sscl_loss(
 
     Args:
         anchors (`torch.Tensor` of shape `(pairs, d)`): Sentence vectors e, of unit length.
-        positives (`torch.Tensor` of shape `(candidates, d)`): Vectors e+; more than `pairs` when gathered.
+        positives (`torch.Tensor` of shape `(pairs, d)`): Vectors e+ of their paraphrases.
         temperature (`float`, *optional*, defaults to 0.1): tau of Appendix A.
-        own (`torch.LongTensor` of shape `(pairs,)`, *optional*): Row of each anchor's positive; defaults to 0, 1, ...
-        same_text (`torch.BoolTensor` of shape `(pairs, candidates)`, *optional*): `True` where a candidate repeats the
-            anchor's own pair. Such rows are left out of the sum, since they are no negatives.
+        same_text (`torch.BoolTensor` of shape `(pairs, pairs)`, *optional*): `True` where a candidate repeats a text of
+            the anchor's own pair. Such candidates are left out of the sum, since they are no negatives.
 
     Returns:
         Scalar float32 tensor: the mean over anchors; 0 for no pairs.
@@ -81,10 +108,9 @@ def sscl_loss(
 
     ```
     """
-    own = torch.arange(len(anchors), device=anchors.device) if own is None else own
-    similarity = anchors.float() @ positives.float().T / temperature  # (pairs, candidates)
+    own = torch.arange(len(anchors), device=anchors.device)
+    similarity = anchors.float() @ positives.float().T / temperature  # (pairs, pairs)
     if same_text is not None:
-        repeated = same_text.clone()
-        repeated[torch.arange(len(own), device=own.device), own] = False
+        repeated = same_text & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
         similarity = similarity.masked_fill(repeated, float("-inf"))
     return F.cross_entropy(similarity, own, reduction="sum") / max(len(anchors), 1)

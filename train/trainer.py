@@ -1,26 +1,26 @@
 """MagnetTrainer: L = lambda_1 L_MNTP + lambda_2 L_SSCL + lambda_3 L_MSG (section 3.3) on transformers' Trainer."""
 
 import contextlib
+import functools
 
+import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.utils import DistributedType
 from peft.helpers import disable_input_dtype_casting
-from torch.distributed.nn.functional import all_gather
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
+from transformers.models.llama.modeling_llama import LlamaAttention
 
-from .losses import mntp_loss, msg_loss, sscl_loss
+from modeling_magnet.adapter_magnet import adapter_gate
+
+from .contrastive import pair_chunks, vector_gradients, with_value
+from .losses import kl_loss, mntp_loss, msg_loss, sscl_loss
+from .metrics import Metrics, not_finite, out_of_memory
 from .views import IGNORE
 
 LABELS = {"mntp": "mntp_labels", "msg": "msg_labels"}
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the data set its epoch. Where processes share the data, accelerate tells the sampler and stops there."""
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        if hasattr(train_dataloader.dataset, "set_epoch"):
-            train_dataloader.dataset.set_epoch(int(state.epoch))
+VIEW = ("input_ids", "attention_mask", "position_ids", "span_ids")
 
 
 class MagnetTrainer(Trainer):
@@ -29,11 +29,14 @@ class MagnetTrainer(Trainer):
     started, one bidirectional forward of both sides of the sentence pairs; each has a backward pass of its own, so the
     two graphs are never in memory at once.
 
-    Each token loss is a sum divided by the number of its targets in the whole step, over all accumulated batches and
-    all processes. Takes what [`Trainer`] takes, with `args` a [`MagnetTrainingArguments`].
+    The gradient of a step does not depend on how its rows are spread: each token loss is a sum divided by the number of
+    its targets in the whole step, and the negatives of a sentence are all pairs of the step, over accumulated batches
+    and processes alike. Random choices are a function of (seed, step, place), so a resumed run repeats them.
+
+    Takes what [`Trainer`] takes, with `args` a [`MagnetTrainingArguments`].
 
     Raises:
-        `FloatingPointError` as soon as a loss is not finite, naming the objective and the step.
+        `FloatingPointError` as soon as a loss or a gradient is not finite, naming the objective, the step and the rows.
     """
 
     loss_is_scaled_for_ga = True  # the losses below are normalised over the accumulated batch
@@ -41,13 +44,15 @@ class MagnetTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(EpochCallback())
+        self.add_callback(StepCallback(self))
         self.label_names = list(LABELS.values())  # so that evaluation computes a loss
-        self._logged = {}  # objective -> [sum of losses x count, count, correct], float64
+        self.metrics = Metrics(self.accelerator)
+        self._micro_batches, self._texts_done = [], 0  # of this step
+        self._vector_gradients, self._chunks_done = None, 0
 
     def train(self, *args, **kwargs):
         # under autocast PEFT's copy of every layer input to float32 is undone at once; it costs a third of the memory
-        cast_off = disable_input_dtype_casting(self.model, active=self.args.bf16)
-        with cast_off:
+        with disable_input_dtype_casting(self.model, active=self.args.bf16):
             return super().train(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -58,68 +63,172 @@ class MagnetTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = before
 
-    # ------------------------------------------------------------------------------------------------ the objectives
+    # ------------------------------------------------------------------------------------------------ the joint loss
 
     def lambdas(self) -> dict[str, float]:
         """The weights at this step: SSCL counts from `sscl_start_step` on (Appendix A)."""
         args, start = self.args, self.args.sscl_start_step
         start = start * self.state.max_steps if start < 1 else start
-        sscl = args.lambda_sscl if self.state.global_step >= start else 0.0
-        return {"mntp": args.lambda_mntp, "sscl": sscl, "msg": args.lambda_msg}
+        started = self.state.global_step >= start
+        texts = 0.0 if started and args.sscl_alone else 1.0
+        return {
+            "mntp": args.lambda_mntp * texts,
+            "sscl": args.lambda_sscl if started else 0.0,
+            "msg": args.lambda_msg * texts,
+            "kl": args.lambda_kl * texts,
+        }
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        lambdas, training = self.lambdas(), model.training
-        self._last_lambdas = lambdas  # when a log line is written, global_step is the next step's already
-        loss = self.text_loss(model, inputs, lambdas, num_items_in_batch)
-        if "pair_input_ids" in inputs and (lambdas["sscl"] > 0 or not training) and self.args.lambda_sscl > 0:
-            if training:
-                with self._no_sync(model):
-                    self.accelerator.backward(loss)
-                loss = loss.detach()
-            loss = loss + (lambdas["sscl"] or self.args.lambda_sscl) * self.pair_loss(model, inputs)
-        return (loss, {}) if return_outputs else loss
+        """The weighted losses of one micro-batch. All but the last of its forward passes go through backward here."""
+        lambdas = self.lambdas()
+        self.metrics.lambdas = lambdas  # when a log line is written, global_step is the next step's already
+        if not model.training:
+            loss = self.evaluation_loss(model, inputs)
+            return (loss, {}) if return_outputs else loss
+        passes = self.text_passes(model, inputs, lambdas, num_items_in_batch)
+        passes += self.pair_passes(model, inputs, lambdas["sscl"])
+        if not passes:
+            raise ValueError(f"At step {self.state.global_step} the weights are {lambdas}: nothing would be trained.")
+        total = 0.0
+        for one_pass in passes[:-1]:
+            with self.more_to_come(model):
+                loss = one_pass()
+                self.accelerator.backward(loss, **self._backward_options())
+            total = total + loss.detach()
+        return total + passes[-1]()
+
+    @contextlib.contextmanager
+    def more_to_come(self, model):
+        """A forward and backward that others of this micro-batch follow: processes do not exchange gradients yet."""
+        before, self.accelerator.sync_gradients = self.accelerator.sync_gradients, False
+        with self.accelerator.no_sync(model):
+            yield
+        self.accelerator.sync_gradients = before
+
+    def _backward_options(self):
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return {"scale_wrt_gas": False} if deepspeed else {}  # as the Trainer does: the losses are scaled already
+
+    def evaluation_loss(self, model, inputs):
+        """All objectives that this run trains at some time, so that their curves begin at its start."""
+        args = self.args
+        loss = self.text_loss(model, inputs, {"mntp": args.lambda_mntp, "msg": args.lambda_msg, "kl": args.lambda_kl})
+        if args.lambda_sscl > 0 and "pair_input_ids" in inputs:
+            (chunk,) = pair_chunks(inputs, 0)
+            loss = loss + args.lambda_sscl * self.contrast(self.sentence_vectors(model, chunk), [chunk], False)
+        return loss
+
+    # -------------------------------------------------------------------------------------------- texts: MNTP and MSG
+
+    def text_passes(self, model, inputs, lambdas, num_items) -> list:
+        if not (lambdas["mntp"] or lambdas["msg"] or lambdas["kl"]):
+            return []
+        self.metrics.count_tokens(inputs["attention_mask"])
+        self._texts_done += 1
+        return [functools.partial(self.text_loss, model, inputs, lambdas, num_items)]
 
     def text_loss(self, model, inputs, lambdas, num_items=None) -> torch.Tensor:
-        """lambda_1 L_MNTP + lambda_3 L_MSG, with logits only where there is a label."""
+        """lambda_1 L_MNTP + lambda_3 L_MSG (+ lambda_kl KL), with logits only where there is a label."""
+        self.prepare_dropout(model, self.model.config.attention_dropout, 0, self._texts_done)
         labelled = (inputs["mntp_labels"] != IGNORE) | (inputs["msg_labels"] != IGNORE)  # (B, L)
-        fields = ("input_ids", "attention_mask", "position_ids", "span_ids")
-        logits = model(
-            **{name: inputs[name] for name in fields},
-            attention_mode="hybrid",
-            logits_to_keep=labelled,
-            use_cache=False,
-        ).logits  # (labelled, V)
-        loss = logits.sum() * 0.0  # keeps the graph whole where a batch has no target at all
-        world = self.accelerator.num_processes if num_items is not None else 1  # DDP averages over processes
+        logits = hybrid_logits(model, inputs, labelled)  # (labelled, V)
+        rows = labelled.nonzero()[:, 0]  # (labelled,)
+        loss = logits.sum() * 0.0 + self._idle_projection_head(lambdas)
         for name, function in (("mntp", mntp_loss), ("msg", msg_loss)):
             targets = inputs[LABELS[name]][labelled]  # (labelled,)
             mine = targets != IGNORE
             count = mine.sum() if num_items is None else num_items[name]
-            part = function(logits[mine], targets[mine], count) * world
-            correct = (logits[mine].argmax(-1) == targets[mine]).sum()
-            self._record(name, part * count / world, mine.sum(), correct, model.training)
+            part = function(logits[mine], targets[mine], count)
+            right = (logits[mine].argmax(-1) == targets[mine]).sum()
+            origins = functools.partial(self._text_origins, inputs, rows[mine], logits[mine], model.training)
+            self._record(name, part * count, mine.sum(), right, model.training, origins)
             loss = loss + lambdas[name] * part
+        if lambdas.get("kl", 0) > 0:
+            loss = loss + lambdas["kl"] * self.base_divergence(model, inputs, labelled, logits, num_items)
+        # every process has its share of the targets; DDP averages, the sum is what is meant
+        return loss * (1 if num_items is None else self.accelerator.num_processes)
+
+    def base_divergence(self, model, inputs, labelled, logits, num_items=None) -> torch.Tensor:
+        """KL(base || model) at the targets of the rows that are one span, in which hybrid attention is causal."""
+        causal = one_span(inputs)  # (B,)
+        chosen = causal.clone()
+        chosen[0] |= ~causal.any()  # sharded models need the same number of forwards on every process
+        with torch.no_grad(), adapter_gate(False):
+            view = {name: inputs[name][chosen] for name in VIEW}
+            base_logits = hybrid_logits(model, view, labelled[chosen])  # (targets of the chosen rows, V)
+        base_logits = base_logits[causal[chosen].repeat_interleave(labelled[chosen].sum(1))]
+        rows = labelled.nonzero()[:, 0]  # (labelled,)
+        mine = causal[rows]
+        count = mine.sum() if num_items is None else num_items["kl"]
+        part = kl_loss(logits[mine], base_logits, count)
+        origins = functools.partial(self._text_origins, inputs, rows[mine], logits[mine], model.training)
+        self._record("kl", part * count, mine.sum(), mine.sum(), model.training, origins)
+        return part
+
+    def _idle_projection_head(self, lambdas):
+        """DDP waits for a gradient of every parameter; before SSCL starts the projection head has none."""
+        head = self.model.projection_head
+        if head is None or self.accelerator.num_processes == 1 or lambdas.get("sscl", 1) > 0:
+            return 0.0
+        return sum(parameter.sum() for parameter in head.parameters()) * 0.0
+
+    # --------------------------------------------------------------------------------------------------- pairs: SSCL
+
+    def pair_passes(self, model, inputs, weight: float) -> list:
+        """One forward pass a chunk of this micro-batch. With several chunks in the step, their gradients come first."""
+        if weight == 0 or "pair_input_ids" not in inputs:
+            return []
+        self.metrics.count_tokens(inputs["pair_attention_mask"])
+        chunks = pair_chunks(inputs, self.args.sscl_chunk_size)
+        step = [c for batch in self._micro_batches for c in pair_chunks(batch, self.args.sscl_chunk_size)]
+        if len(step) > 1 and self._vector_gradients is None:
+            self._pair_share, self._vector_gradients = self._find_vector_gradients(model, step)
+        return [functools.partial(self.pair_loss, model, chunk, weight) for chunk in chunks]
+
+    def pair_loss(self, model, chunk, weight: float) -> torch.Tensor:
+        """lambda_2 L_SSCL of the step; its gradient is that of this chunk's vectors."""
+        world = self.accelerator.num_processes  # DDP averages over processes, each of which has the whole loss
+        if self._vector_gradients is None:
+            loss = weight * self.contrast(self.sentence_vectors(model, chunk), [chunk])
+            return with_value(loss * world, loss)
+        number = self._chunks_done
+        self._chunks_done += 1
+        vectors = self.sentence_vectors(model, chunk, number)
+        carrier = weight * world * (vectors * self._vector_gradients[number]).sum()
+        return with_value(carrier, weight * self._pair_share)
+
+    def _find_vector_gradients(self, model, chunks):
+        """dL/dv for each chunk of the step, and the part of L that each chunk reports."""
+        with torch.no_grad():
+            vectors = [self.sentence_vectors(model, chunk, number) for number, chunk in enumerate(chunks)]
+        loss, gradients = vector_gradients(functools.partial(self.contrast, chunks=chunks), vectors)
+        return loss / len(chunks), gradients
+
+    def contrast(self, own: torch.Tensor, chunks: list[dict], training: bool = True) -> torch.Tensor:
+        """
+        L_SSCL over the pairs of all processes. Gradients flow into this process's vectors (n, 2, d) only: the others'
+        are their processes' affair, and each process has the whole loss.
+        """
+        groups = torch.cat([chunk["pair_ids"] for chunk in chunks])  # (n,)
+        everyone = own
+        if self.accelerator.num_processes > 1:
+            first = len(own) * self.accelerator.process_index
+            gathered = self.accelerator.gather(own.detach())  # (processes x n, 2, d)
+            everyone = torch.cat([gathered[:first], own, gathered[first + len(own) :]])
+            groups = self.accelerator.gather(groups)
+        anchors, positives = everyone.unbind(1)
+        with torch.autocast(own.device.type, enabled=False):  # bfloat16 has 3 digits, and 1 / tau stretches them
+            loss = sscl_loss(anchors, positives, self.args.temperature, groups[:, None] == groups[None])
+            nearest = (anchors @ positives.T).argmax(-1)
+        right = (groups[nearest] == groups).sum()  # a repeated text is right too
+        count = torch.tensor(len(groups), device=own.device)
+        self._record("sscl", loss * count, count, right, training, functools.partial(self._pair_origins, own, chunks))
         return loss
 
-    def pair_loss(self, model, inputs) -> torch.Tensor:
-        """L_SSCL of this micro-batch, over the positives of all processes; its share of the accumulated step."""
-        vectors = self.sentence_vectors(model, inputs["pair_input_ids"], inputs["pair_attention_mask"])  # (2 P, d)
-        anchors, positives = vectors.chunk(2)
-        pair_ids, first = inputs["pair_ids"], 0
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            first = len(anchors) * dist.get_rank()
-            positives = torch.cat(all_gather(positives))
-            all_ids = self.accelerator.gather(pair_ids)
-        else:
-            all_ids = pair_ids
-        own = torch.arange(len(anchors), device=anchors.device) + first
-        loss = sscl_loss(anchors, positives, self.args.temperature, own, pair_ids[:, None] == all_ids[None])
-        hits = (all_ids[(anchors @ positives.T).argmax(-1)] == pair_ids).sum()  # a repeated text is right too
-        self._record("sscl", loss * len(anchors), torch.tensor(len(anchors), device=loss.device), hits, model.training)
-        return loss / (self.current_gradient_accumulation_steps if model.training else 1)
-
-    def sentence_vectors(self, model, input_ids, attention_mask) -> torch.Tensor:
-        """e = head(h), of unit length, (B, d). The language-modelling head sees no row at all."""
+    def sentence_vectors(self, model, chunk, number: int = 0) -> torch.Tensor:
+        """e = head(h), of unit length, (pairs, 2, d). The language-modelling head sees no row at all."""
+        self.prepare_dropout(model, self.args.sscl_dropout or self.model.config.attention_dropout, 1, number)
+        input_ids, attention_mask = chunk["pair_input_ids"], chunk["pair_attention_mask"]
         outputs = model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -128,52 +237,114 @@ class MagnetTrainer(Trainer):
             output_hidden_states=True,
             use_cache=False,
         )
-        magnet = self.accelerator.unwrap_model(model)
-        vectors = magnet.pool(outputs.hidden_states[-1], attention_mask)
-        if magnet.projection_head is not None:
-            vectors = magnet.projection_head(vectors)
-        return F.normalize(vectors.float(), dim=-1)
+        vectors = self.model.pool(outputs.hidden_states[-1], attention_mask)
+        if self.model.projection_head is not None:
+            vectors = self.model.projection_head(vectors)
+        anchors, positives = F.normalize(vectors.float(), dim=-1).chunk(2)
+        return torch.stack([anchors, positives], dim=1)
 
-    def _no_sync(self, model):
-        """The first of two backward passes leaves the averaging of gradients to the second."""
-        return model.no_sync() if self.accelerator.num_processes > 1 else contextlib.nullcontext()
+    def prepare_dropout(self, model, rate: float, *place: int) -> None:
+        """Sets the attention dropout of the next forward, and draws it from (seed, step, place), not from a generator
+        that a resumed run would have to find in the same state."""
+        if not model.training or (rate == 0 and self.args.sscl_dropout == 0):
+            return
+        for module in self.model.modules():
+            if isinstance(module, LlamaAttention):
+                module.attention_dropout = rate
+        where = (self.args.seed, self.state.global_step, *place, self.accelerator.process_index)
+        seed = np.random.SeedSequence(where)
+        torch.manual_seed(int(seed.generate_state(1)[0]))
 
-    # --------------------------------------------------------------------------------------------- counts and the log
+    # --------------------------------------------------------------------------------------------- steps and the log
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Counts the targets of each objective over the whole step: all its micro-batches, all processes."""
+        self.metrics.start_clock()
+        self._texts_done, self._chunks_done = 0, 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = (
-            torch.stack([sum((b[key] != IGNORE).sum() for b in batches) for key in LABELS.values()])
-            if batches
-            else None
-        )
-        if counts is None:
+        self._micro_batches, self._vector_gradients = batches, None
+        if not batches:
             return batches, None
-        counts = self.accelerator.reduce(counts.to(device), reduction="sum")
-        return batches, dict(zip(LABELS, counts))
+        counts = [
+            [(b["mntp_labels"] != IGNORE).sum() for b in batches],
+            [(b["msg_labels"] != IGNORE).sum() for b in batches],
+            [(b["msg_labels"] != IGNORE)[one_span(b)].sum() for b in batches],
+        ]
+        totals = torch.stack([sum(numbers) for numbers in counts]).to(device)
+        return batches, dict(zip(("mntp", "msg", "kl"), self.accelerator.reduce(totals, reduction="sum")))
 
-    def _record(self, name, total, count, correct, training):
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"loss_{name} is {total.item()} at step {self.state.global_step}: training stopped before the weights took "
-                "it in. Lower learning_rate, or look at the data of this step."
-            )
-        key = name if training else f"eval_{name}"
-        kept = self._logged.setdefault(key, torch.zeros(3, dtype=torch.float64, device=total.device))
-        kept += torch.stack([total.detach().double(), count.double(), correct.double()])
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(out_of_memory(inputs, self.state.global_step, error)) from error
 
     def log(self, logs, start_time=None):
         """Adds loss, accuracy and weight of each objective since the last line, over all processes."""
-        prefix = "eval_" if "eval_loss" in logs else ""
-        names = [name for name in ("mntp", "sscl", "msg") if prefix + name in self._logged]
-        if prefix or "loss" in logs:
-            for name in names:
-                total, count, correct = self.accelerator.reduce(
-                    self._logged.pop(prefix + name), reduction="sum"
-                ).tolist()
-                logs[f"{prefix}loss_{name}"] = total / max(count, 1)
-                logs[f"{prefix}accuracy_{name}"] = correct / max(count, 1)
-            if not prefix:
-                logs |= {f"lambda_{name}": value for name, value in self._last_lambdas.items()}
+        if "eval_loss" in logs:
+            logs |= self.metrics.line("eval_")
+        elif "loss" in logs:
+            logs |= self.metrics.line("") | {"tokens_per_second": self.metrics.tokens_per_second()}
         super().log(logs, start_time)
+
+    def _record(self, name, total, count, right, training, origins):
+        """Keeps the figures for the log; `origins()` names the rows they come from, should they not be finite."""
+        if not torch.isfinite(total):
+            raise FloatingPointError(not_finite(name, total.item(), self.state.global_step, origins()))
+        self.metrics.record(name if training else f"eval_{name}", total, count, right)
+
+    def _text_origins(self, inputs, rows, logits, training) -> list[str]:
+        """Where the texts come from whose logits are not finite, or all of the batch if only their sum is not."""
+        broken = rows[~logits.isfinite().all(-1)].unique()
+        dataset = self.train_dataset if training else self.eval_dataset
+        numbers = inputs["text_rows"][broken] if len(broken) else inputs["text_rows"]
+        return [dataset.origin(number) for number in numbers.tolist()]
+
+    def _pair_origins(self, own, chunks) -> list[str]:
+        numbers = torch.cat([chunk["pair_rows"] for chunk in chunks])
+        broken = ~own.isfinite().flatten(1).all(-1)
+        numbers = numbers[broken] if broken.any() else numbers
+        return [self.data_collator.pair_origin(number) for number in numbers.tolist()]
+
+
+def hybrid_logits(model, inputs, wanted) -> torch.Tensor:
+    """Logits at the True places of `wanted` (B, L), from the one forward that serves MNTP and MSG; (wanted, V)."""
+    view = {name: inputs[name] for name in VIEW}
+    return model(**view, attention_mode="hybrid", logits_to_keep=wanted, use_cache=False).logits
+
+
+def one_span(inputs) -> torch.Tensor:
+    """Which rows are one span from end to end, and so causal; (B,)."""
+    return ((inputs["span_ids"] > 0) | (inputs["attention_mask"] == 0)).all(1)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the data set its epoch. Where processes share the data, accelerate tells the sampler and stops there."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if hasattr(train_dataloader.dataset, "set_epoch"):
+            train_dataloader.dataset.set_epoch(int(state.epoch))
+
+
+class StepCallback(TrainerCallback):
+    """Looks at the gradient before the optimizer takes it in, and at the clock after."""
+
+    def __init__(self, trainer: MagnetTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if model.projection_head is not None and self.trainer.metrics.lambdas["sscl"] == 0:
+            model.projection_head.zero_grad()  # no gradient is not a gradient of 0: Adam would count the step
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if torch.isfinite(norm) or args.fp16:  # fp16 skips such a step and lowers its loss scale
+            return
+        names = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        raise FloatingPointError(
+            f"The gradient of {names[0]} (and {len(names) - 1} more) is not finite at step {state.global_step}: training "
+            "stopped before the weights took it in. Lower learning_rate, or train with bf16=false."
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.metrics.stop_clock()

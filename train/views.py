@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .fim import FimMarkers, fim_markers, fim_row
+
 IGNORE = -100
 
 
@@ -17,7 +19,7 @@ class View:
     input_ids: np.ndarray
     span_ids: np.ndarray  # 0 = context, g = g-th span
     position_ids: np.ndarray
-    mntp_labels: np.ndarray  # mntp_labels[l] = token l+1 if that was masked, else -100
+    mntp_labels: np.ndarray  # mntp_labels[l] = token l+1 if that was masked, else -100 (MTP: token l)
     msg_labels: np.ndarray  # msg_labels[l] = token l+1 if that is a span token, or END after a free span, else -100
 
 
@@ -36,8 +38,11 @@ def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
         ids, sentence_starts = _crop(ids, sentence_starts, rng)
     ids = np.concatenate([[tokens.bos], ids])
     starts = np.concatenate([[False], sentence_starts])
-    if rng.random() < settings.all_span_ratio:
+    kind = rng.random()
+    if kind < settings.all_span_ratio:
         return _causal_view(ids)
+    if kind < settings.all_span_ratio + settings.fim_ratio:
+        return _fim_view(ids, starts, settings, tokens, rng)
     spans = sample_spans(starts, settings, rng)
     span_ids = np.zeros(len(ids), dtype=np.int64)
     for g, (start, length) in enumerate(spans, start=1):
@@ -49,7 +54,7 @@ def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
         input_ids=corrupt(ids, masked, settings, tokens, rng),
         span_ids=span_ids,
         position_ids=free_positions(len(ids), spans, free, settings.free_offset),
-        mntp_labels=_labels_left_of(ids, masked),
+        mntp_labels=_labels_left_of(ids, masked) if settings.mask_objective == "mntp" else _labels_at(ids, masked),
         msg_labels=_msg_labels(ids, spans, free, tokens.end),
     )
 
@@ -62,12 +67,14 @@ class SpecialTokens:
     mask: int
     end: int | None
     ordinary: np.ndarray
+    fim: FimMarkers | None = None
 
 
 def special_tokens(config, tokenizer) -> SpecialTokens:
     special = set(tokenizer.all_special_ids) | {config.mask_token_id}
     ordinary = np.array([i for i in range(config.vocab_size) if i not in special])
-    return SpecialTokens(tokenizer.bos_token_id, config.mask_token_id, config.infill_end_token_id, ordinary)
+    end = tokenizer.eos_token_id if config.infill_end_token_id is None else config.infill_end_token_id
+    return SpecialTokens(tokenizer.bos_token_id, config.mask_token_id, end, ordinary, fim_markers(tokenizer))
 
 
 def _crop(ids, sentence_starts, rng):
@@ -84,6 +91,17 @@ def _causal_view(ids) -> View:
     nothing = np.full(len(ids), IGNORE)
     labels = np.concatenate([ids[1:], [IGNORE]])
     return View(ids, np.ones(len(ids), dtype=np.int64), np.arange(len(ids)), nothing, labels)
+
+
+def _fim_view(ids, sentence_starts, settings, tokens, rng) -> View:
+    """A fill-in-the-middle row is causal too; every token is a target, as in the paper that proposed it."""
+    spans = sample_spans(sentence_starts, settings, rng)
+    if not spans:
+        return _causal_view(ids)
+    start, length = spans[int(rng.integers(len(spans)))]
+    parts = ids[1:start], ids[start : start + length], ids[start + length :]
+    row, _ = fim_row(*parts, tokens.fim, tokens.bos, tokens.end, spm=bool(rng.random() < 0.5))
+    return _causal_view(row)
 
 
 def sample_spans(sentence_starts, settings, rng) -> list[tuple[int, int]]:
@@ -167,6 +185,11 @@ def _labels_left_of(ids, chosen) -> np.ndarray:
     labels = np.full(len(ids), IGNORE)
     labels[:-1][chosen[1:]] = ids[1:][chosen[1:]]
     return labels
+
+
+def _labels_at(ids, chosen) -> np.ndarray:
+    """Masked token prediction (Appendix D): each masked token is predicted at its own place, as in BERT."""
+    return np.where(chosen, ids, IGNORE)
 
 
 def _msg_labels(ids, spans, free, end) -> np.ndarray:

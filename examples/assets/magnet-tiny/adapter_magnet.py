@@ -25,8 +25,8 @@ _gate = _Gate()
 
 @contextlib.contextmanager
 def adapter_gate(is_open: bool):
-    """Opens or closes the adapter for the calls made inside, in this thread only."""
-    before, _gate.is_open = _gate.is_open, is_open
+    """Opens or closes the adapter for the calls made inside, in this thread only; a gate around that is closed stays so."""
+    before, _gate.is_open = _gate.is_open, _gate.is_open and is_open
     try:
         yield
     finally:
