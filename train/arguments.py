@@ -89,9 +89,13 @@ class DataArguments:
         if len(self.pair_columns) != 2:
             raise ValueError(f"pair_columns={self.pair_columns}: must name two, a sentence's and its paraphrase's.")
         if self.max_length < 9:  # data.SHORTEST_ROW and [BOS]
-            raise ValueError(f"max_length={self.max_length}: leaves no room for a span and its context. Use 9 or more.")
+            raise ValueError(
+                f"max_length={self.max_length}: leaves no room for a span and its context. Use 9 or more."
+            )
         if self.pair_max_length < 3:
-            raise ValueError(f"pair_max_length={self.pair_max_length}: must hold [BOS], a token and [EOS], so 3 or more.")
+            raise ValueError(
+                f"pair_max_length={self.pair_max_length}: must hold [BOS], a token and [EOS], so 3 or more."
+            )
         _check_range("min_words", self.min_words, 0, math.inf)
         if self.shuffle_window < 1:
             raise ValueError(f"shuffle_window={self.shuffle_window}: must be at least 1; 1 keeps the order.")
@@ -124,7 +128,9 @@ class ViewArguments:
 
     def __post_init__(self):
         if not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio={self.mask_ratio}: must be 0 or more and below 1, so that some context is left.")
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio}: must be 0 or more and below 1, so that some context is left."
+            )
         for name in ("mask_share", "random_share", "max_span_share"):
             _check_range(name, getattr(self, name), 0, 1)
         for name in ("sentence_span_ratio", "clean_context_ratio", "all_span_ratio", "fim_ratio"):
@@ -202,7 +208,8 @@ class MagnetTrainingArguments(TrainingArguments):
     )
     estimate: bool = field(default=False, metadata={"help": "Print the memory this run would take, and do not train."})
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Off: two backward passes a step; the trainer sees to parameters without gradient."}
+        default=False,
+        metadata={"help": "Off: two backward passes a step; the trainer sees to parameters without gradient."},
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Views have columns of their own."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "A repeated row would be a false negative."})
@@ -252,7 +259,9 @@ class MagnetTrainingArguments(TrainingArguments):
         if self.label_names:
             raise ValueError(f"label_names={self.label_names}: the views' labels are fixed. Leave it out.")
         if self.label_smoothing_factor != 0:
-            raise ValueError(f"label_smoothing_factor={self.label_smoothing_factor}: the losses have none. Leave it out.")
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor}: the losses have none. Leave it out."
+            )
         for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
             value = getattr(self, name)
             value = json.loads(value) if isinstance(value, str) else value

@@ -1,9 +1,12 @@
-"""Reads a run's settings: a YAML recipe, then flags, which win."""
+"""Reads a run's settings: a YAML recipe, then flags, which win; remembers where each came from."""
 
 import argparse
 import dataclasses
 import difflib
+import json
+import re
 from pathlib import Path
+from textwrap import fill
 
 import yaml
 from transformers import HfArgumentParser
@@ -11,9 +14,12 @@ from transformers import HfArgumentParser
 import configuration_magnet
 
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
+from .checks import check_arguments
 
 RECIPES = Path(configuration_magnet.__file__).parent / "recipes"
 ARGUMENTS = (ModelArguments, DataArguments, ViewArguments, MagnetTrainingArguments)
+NAMES = [field.name for cls in ARGUMENTS for field in dataclasses.fields(cls)]
+OWN_NAMES = [name for cls in ARGUMENTS for name in vars(cls)["__annotations__"]]  # without TrainingArguments' others
 
 
 def parse(args: list[str] | None = None) -> tuple:
@@ -24,19 +30,49 @@ def parse(args: list[str] | None = None) -> tuple:
         One instance each of `ModelArguments`, `DataArguments`, `ViewArguments` and `MagnetTrainingArguments`.
 
     Raises:
-        `ValueError` for a key that no argument has; the message names the nearest one.
+        `ValueError` for a name that no argument has (the message gives the nearest), for a wrong value, and for values
+        that do not go together.
+
+    Example:
+
+    ```python
+    >>> from magnet_train.recipes import parse
+    >>> base = ["--model_name_or_path", "base", "--train_file", "texts.txt", "--use_cpu"]
+    >>> model_args, data_args, view_args, training_args = parse(["--config", "paper", *base, "--max_steps", "7"])
+    >>> model_args.lora_r, training_args.max_steps
+    (16, 7)
+
+    ```
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    return parse_with_sources(args)[:4]
+
+
+def parse_with_sources(args: list[str] | None = None) -> tuple:
+    """
+    Like [`parse`], and says where each value came from.
+
+    Returns:
+        The four instances, and a `dict` from name to `"flag"` or the recipe's file name, for all that is not at its
+        default.
+    """
+    first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, flags = first.parse_known_args(args)
-    recipe = read_recipe(known.config) if known.config else {}
-    parser = HfArgumentParser(ARGUMENTS, prog="magnet train", allow_abbrev=False)
+    recipe, sources = _read_recipe(known.config) if known.config else ({}, {})
+    sources |= {name: "flag" for name in _flag_names(flags)}
+    parser = _ArgumentsParser(ARGUMENTS, prog="magnet train", allow_abbrev=False)
     parser.add_argument("--config", help=f"Recipe: {', '.join(recipe_names())}, or a YAML file. Flags win over it.")
-    parser.set_defaults(**recipe)
-    for action in parser._actions:  # argparse has no public way to say that a recipe has given a required value
-        action.required = action.required and action.dest not in recipe
-    *parsed, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    return tuple(parsed)
+    parser.set_defaults(**{name: value for name, value in recipe.items() if _is_no_flag(value)})
+    given = [part for name, value in recipe.items() if not _is_no_flag(value) for part in _as_flag(name, value)]
+    try:
+        values, rest = parser.parse_known_args([*given, *flags])
+    except ValueError as error:
+        raise ValueError(_explain(str(error), sources)) from None
+    if rest:
+        raise ValueError(f"{rest[0]}: belongs to no flag. Write --name value, and --config in front of a recipe.")
+    parsed = parser.parse_dict(vars(values), allow_extra_keys=True)
+    check_arguments(*parsed)
+    return *parsed, sources
 
 
 def recipe_names() -> list[str]:
@@ -44,19 +80,107 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(config: str) -> dict:
-    """The settings of a recipe, checked against the arguments' names."""
-    path = Path(config) if Path(config).suffix in (".yaml", ".yml") else RECIPES / f"{config}.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"config={config!r}: no such recipe. Known: {', '.join(recipe_names())}; or pass a .yaml file."
-        )
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(recipe, dict):
+    """The settings of a recipe and of those it extends, checked against the arguments' names."""
+    return _read_recipe(config)[0]
+
+
+def _read_recipe(config: str, below: tuple = ()) -> tuple[dict, dict[str, str]]:
+    """The settings and, for each, the file that sets it. `below` are the files on whose behalf this one is read."""
+    path = _recipe_path(config, below)
+    if path in below:
+        chain = " -> ".join(file.name for file in (*below, path))
+        raise ValueError(f"extends={config!r}: the recipes extend each other in a circle ({chain}).")
+    try:
+        lines = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name}: is no YAML: {error}") from None
+    if not isinstance(lines, dict):
         raise ValueError(f"{path.name}: must hold lines of the form 'key: value'.")
-    names = [f.name for cls in ARGUMENTS for f in dataclasses.fields(cls)]
-    for key in recipe:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{path.name}: unknown key {key!r}.{hint}")
-    return recipe
+    extended = lines.pop("extends", None)
+    settings, sources = _read_recipe(str(extended), (*below, path)) if extended is not None else ({}, {})
+    for key in lines:
+        if key not in NAMES:
+            raise ValueError(f"{path.name}: unknown key {key!r}.{_nearest(key)}")
+    return settings | lines, sources | {key: path.name for key in lines}
+
+
+def _recipe_path(config, below) -> Path:
+    """A name stands for a file of ours; a file named by another lies relative to that one."""
+    is_file = Path(config).suffix in (".yaml", ".yml")
+    path = Path(below[-1].parent if below else "", config) if is_file else RECIPES / f"{config}.yaml"
+    if not path.is_file():
+        name = "extends" if below else "config"
+        raise ValueError(
+            f"{name}={config!r}: no such recipe. Known: {', '.join(recipe_names())}; or pass a .yaml file."
+        )
+    return path.resolve()
+
+
+def _flag_names(flags: list[str]) -> list[str]:
+    """The arguments that are set by flags; argparse cannot tell a flag with the default's value from none."""
+    names = []
+    for flag in (flag for flag in flags if flag.startswith("--") and flag != "--help"):
+        name = flag[2:].split("=")[0].replace("-", "_")
+        name = name.removeprefix("no_") if name.removeprefix("no_") in NAMES else name
+        if name not in NAMES:
+            raise ValueError(f"unknown flag '--{name}'.{_nearest(name, '--')}")
+        names.append(name)
+    return names
+
+
+def _nearest(name: str, prefix: str = "") -> str:
+    close = difflib.get_close_matches(str(name), NAMES, n=1)
+    return f" Did you mean '{prefix}{close[0]}'?" if close else ""
+
+
+def _is_no_flag(value) -> bool:
+    return value is None or value == []
+
+
+def _as_flag(name: str, value) -> list[str]:
+    """A recipe's value as flags, so that argparse checks its type as it does a flag's."""
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _explain(message: str, sources: dict[str, str]) -> str:
+    """argparse's `argument --lora_r/--lora-r: invalid int value: 'many'`, with the place the value came from."""
+    found = re.match(r"argument --(\w+)[^:]*: (?:invalid (\w+) value: (.*)|(.*))", message, flags=re.DOTALL)
+    if not found:
+        return f"{message}."
+    name, kind, value, other = found.groups()
+    source = sources.get(name, "flag")
+    return f"{name}={value}: is no {kind} ({source})." if kind else f"{name}: {other} ({source})."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """argparse would print the usage, two hundred flags, and exit."""
+        raise ValueError(message)
+
+
+class _ArgumentsParser(_Parser, HfArgumentParser):
+    def format_help(self) -> str:
+        """Our arguments with their meaning; of [`TrainingArguments`] the names."""
+        recipes = fill(f"Recipes: {', '.join(recipe_names())}, or a YAML file. Flags win over them.", 119)
+        others = fill(", ".join(name for name in NAMES if name not in OWN_NAMES), 119, break_on_hyphens=False)
+        return "\n\n".join(
+            [
+                "usage: magnet train [--config RECIPE] [--name value ...]",
+                recipes,
+                *(_help_of(cls) for cls in ARGUMENTS),
+                f"Also, as transformers' TrainingArguments explains them:\n{others}\n",
+            ]
+        )
+
+
+def _help_of(cls) -> str:
+    lines = [cls.__doc__.strip().splitlines()[0]]
+    for field in dataclasses.fields(cls):
+        if field.name in OWN_NAMES:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            default = "required" if default is dataclasses.MISSING else f"default: {default}"
+            text = f"{field.metadata['help']} ({default})"
+            lines.append(fill(text, 119, initial_indent=f"  --{field.name:28} ", subsequent_indent=" " * 33))
+    return "\n".join(lines)

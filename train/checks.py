@@ -1,0 +1,121 @@
+"""Settings that are each right but do not go together: refused where the run would be wrong, warned of where only odd."""
+
+import logging
+
+from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
+
+logger = logging.getLogger(__name__)
+
+
+def check_arguments(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    view_args: ViewArguments,
+    training_args: MagnetTrainingArguments,
+) -> None:
+    """
+    Compares the four with each other; called by [`parse`]. What depends on the model is checked when it is loaded.
+
+    Raises:
+        `ValueError` naming the parameters, the reason and the fix.
+    """
+    _check_objectives(view_args, training_args)
+    _check_contrastive(data_args, training_args)
+    _check_kl(model_args, view_args, training_args)
+    _check_data(data_args, view_args, training_args)
+    _check_processes(training_args)
+    _warn(data_args, view_args, training_args)
+
+
+def _check_objectives(view_args, training_args):
+    """Row 8 of what must not pass: an objective that is weighted and finds nothing to learn."""
+    causal = view_args.all_span_ratio + view_args.fim_ratio
+    if training_args.lambda_msg > 0 and view_args.max_spans == 0 and causal == 0:
+        raise ValueError(
+            f"max_spans=0: MSG (lambda_msg={training_args.lambda_msg}) would have no span to learn. "
+            "Set lambda_msg=0, or max_spans to 1 or more."
+        )
+    if view_args.fim_ratio > 0 and view_args.max_spans == 0:
+        raise ValueError(f"max_spans=0: fill-in-the-middle (fim_ratio={view_args.fim_ratio}) needs 1 or more.")
+    if training_args.lambda_mntp > 0 and view_args.mask_ratio == 0:
+        raise ValueError(
+            f"mask_ratio=0: MNTP (lambda_mntp={training_args.lambda_mntp}) would have no masked token to learn. "
+            "Set lambda_mntp=0, or a mask_ratio such as 0.2."
+        )
+    if training_args.lambda_mntp > 0 and causal >= 1:
+        raise ValueError(
+            f"all_span_ratio + fim_ratio = {causal}: no row is left for MNTP (lambda_mntp={training_args.lambda_mntp}). "
+            "Set lambda_mntp=0, or lower the ratios."
+        )
+
+
+def _check_contrastive(data_args, training_args):
+    if training_args.sscl_alone and training_args.lambda_sscl == 0:
+        raise ValueError("sscl_alone=True: lambda_sscl=0 leaves nothing to train. Set lambda_sscl=1.")
+    if training_args.lambda_sscl > 0 and data_args.positives == "dropout" and training_args.sscl_dropout == 0:
+        raise ValueError(
+            "positives='dropout': with sscl_dropout=0 both views of a sentence would be equal. "
+            "Set sscl_dropout, such as 0.3."
+        )
+
+
+def _check_kl(model_args, view_args, training_args):
+    if training_args.lambda_kl == 0:
+        return
+    if not model_args.causal_adapter:
+        raise ValueError(
+            f"lambda_kl={training_args.lambda_kl}: with causal_adapter=False causal mode is the base already. "
+            "Set lambda_kl=0, or causal_adapter=True."
+        )
+    if view_args.all_span_ratio + view_args.fim_ratio == 0:
+        raise ValueError(
+            f"lambda_kl={training_args.lambda_kl}: it is measured on causal rows, and there are none. "
+            "Set lambda_kl=0, or all_span_ratio above 0."
+        )
+
+
+def _check_data(data_args, view_args, training_args):
+    if view_args.max_spans > 0 and view_args.span_max >= data_args.max_length:
+        raise ValueError(
+            f"span_max={view_args.span_max}: must be below max_length={data_args.max_length}, a row needs context. "
+            "Lower span_max or raise max_length."
+        )
+    if data_args.streaming and training_args.max_steps <= 0:
+        raise ValueError(f"max_steps={training_args.max_steps}: streaming=True has no epochs to count. Set max_steps.")
+    if training_args.eval_strategy != "no" and not data_args.eval_file:
+        raise ValueError(
+            f"eval_strategy='{training_args.eval_strategy.value}': there is nothing to evaluate. Set eval_file."
+        )
+
+
+def _check_processes(training_args):
+    if training_args.world_size > 1 and training_args.lambda_sscl > 0 and not training_args.dataloader_drop_last:
+        raise ValueError(
+            f"dataloader_drop_last=False: {training_args.world_size} processes would repeat rows to fill the last "
+            "batch, and their sentences would be false negatives. Leave it out."
+        )
+
+
+def _warn(data_args, view_args, training_args):
+    if training_args.lambda_sscl > 0 and 0 < training_args.max_steps <= training_args.sscl_start_step:
+        logger.warning(
+            "sscl_start_step=%g: not reached in max_steps=%d steps, so SSCL is never trained.",
+            training_args.sscl_start_step,
+            training_args.max_steps,
+        )
+    if training_args.lambda_msg == 0 and view_args.max_spans > 0:
+        logger.warning(
+            "lambda_msg=0: max_spans=%d cuts spans that nothing is learnt from; max_spans=0 cuts none.",
+            view_args.max_spans,
+        )
+    if (
+        training_args.lambda_mntp == 0
+        and view_args.mask_ratio > 0
+        and view_args.all_span_ratio + view_args.fim_ratio < 1
+    ):
+        logger.warning(
+            "lambda_mntp=0: mask_ratio=%g hides tokens that nothing is learnt from; mask_ratio=0 hides none.",
+            view_args.mask_ratio,
+        )
+    if data_args.eval_file and training_args.eval_strategy == "no":
+        logger.warning("eval_file=%s: not measured while training. Set eval_strategy=steps.", data_args.eval_file)

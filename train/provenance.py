@@ -1,0 +1,61 @@
+"""The settings a run was made with, and where each came from: printed at its start, kept beside its checkpoint."""
+
+import dataclasses
+from pathlib import Path
+
+import yaml
+from transformers import TrainerCallback
+
+from .arguments import MagnetTrainingArguments
+from .recipes import OWN_NAMES
+
+CONFIGURATION = "training_config.yaml"
+SECRETS = ("hub_token",)
+# of the process and not of the run, or old names of others
+LEFT_OUT = ("local_rank", "gradient_checkpointing", "gradient_checkpointing_kwargs", *SECRETS)
+
+
+def configuration(arguments) -> dict:
+    """Every setting of the four dataclasses as YAML can hold it, without secrets."""
+    model_args, data_args, view_args, training_args = arguments
+    settings = {}
+    for part in (model_args, data_args, view_args):
+        settings |= dataclasses.asdict(part)
+    settings |= training_args.to_dict()
+    return {name: value for name, value in settings.items() if name not in LEFT_OUT}
+
+
+def describe(arguments, sources: dict[str, str]) -> str:
+    """One line for each of our settings and for each other that is not at its default, with its source."""
+    settings = configuration(arguments)
+    defaults = MagnetTrainingArguments(use_cpu=arguments[3].use_cpu).to_dict() | {"use_cpu": False}
+    named = [name for name in settings if name in OWN_NAMES or settings[name] != defaults[name]]
+    lines = [_line(name, settings[name], sources.get(name, "default")) for name in named]
+    return "\n".join([*lines, f"({len(settings) - len(named)} more of TrainingArguments are at their defaults)"])
+
+
+class ConfigurationCallback(TrainerCallback):
+    """
+    Writes `training_config.yaml` into `output_dir` when training starts: complete, so that `--config` reads it back to
+    the same settings.
+
+    Args:
+        arguments: The four dataclasses, as they were given: what is set later is no setting.
+        sources (`dict[str, str]`, *optional*): Where values came from, as [`parse_with_sources`] tells it.
+    """
+
+    def __init__(self, arguments, sources: dict[str, str] | None = None):
+        sources = sources or {}
+        head = "# All settings of this run and where each came from; magnet train --config reads it back."
+        lines = [_line(name, value, sources.get(name, "default")) for name, value in configuration(arguments).items()]
+        self.text = "\n".join([head, *lines, ""])
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            (Path(args.output_dir) / CONFIGURATION).write_text(self.text, encoding="utf-8")
+
+
+def _line(name, value, source) -> str:
+    text = yaml.safe_dump([value], default_flow_style=True, width=10**6, allow_unicode=True)
+    return f"{name}: {text.strip()[1:-1]}  # {source}"
