@@ -16,19 +16,33 @@ from modeling_magnet.export import save_checkpoint
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
 from .curves import CurvesCallback
 from .data import build_data
-from .model import build_model, check_lengths
-from .recipes import parse
+from .guard import guarded
+from .model import build_model, check_lengths, gathered, unquantised
+from .output_dir import claimed
+from .processes import on_main
+from .provenance import ConfigurationCallback, describe
+from .recipes import parse_with_sources
+from .resuming import check_same_run, checkpoint_to_resume, fingerprint, run_settings, sharding_of
 from .trainer import MagnetTrainer
 
 logger = logging.getLogger(__name__)
 
 
 def main(args: list[str] | None = None) -> None:
+    """`magnet train`: what is wrong with settings, data or disk is told in one line."""
     try:
-        arguments = parse(args)
-    except ValueError as error:
+        *arguments, sources = parse_with_sources(args)
+        if arguments[3].process_index == 0:
+            print(describe(arguments, sources), flush=True)
+        train(*arguments, sources=sources)
+    except (ValueError, OSError, FloatingPointError) as error:
+        logger.debug("where it happened:", exc_info=True)
         sys.exit(f"magnet train: {error}")
-    train(*arguments)
+    except KeyboardInterrupt:
+        print(
+            "magnet train: left at once; --resume true goes on from the newest complete checkpoint.", file=sys.stderr
+        )
+        sys.exit(130)
 
 
 def train(
@@ -36,8 +50,32 @@ def train(
     data_args: DataArguments,
     view_args: ViewArguments,
     training_args: MagnetTrainingArguments,
+    sources: dict[str, str] | None = None,
 ) -> MagnetLlamaForCausalLM:
-    """Trains, writes the checkpoint to `output_dir`, and returns the model."""
+    """
+    Trains, writes the checkpoint to `output_dir`, and returns the model.
+
+    Raises:
+        `SystemExit` after SIGTERM or Ctrl-C, with a checkpoint to go on from and without the final one.
+    """
+    arguments = (model_args, data_args, view_args, training_args)
+    configuration = ConfigurationCallback(arguments, sources)
+    with claimed(training_args):
+        checkpoint = on_main(training_args, lambda: checkpoint_to_resume(training_args))
+        trainer, data = build_trainer(*arguments)
+        trainer.add_callback(configuration)
+        settings = run_settings(*arguments, fingerprint(data), sharding_of(trainer))
+        if checkpoint is not None:
+            changed_is_fine = training_args.resume_changed
+            on_main(training_args, lambda: check_same_run(checkpoint, settings, trainer.model, changed_is_fine))
+        with guarded(trainer, settings):
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        export(trainer)
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+def build_trainer(model_args, data_args, view_args, training_args):
+    """The trainer of a run, and its data."""
     set_seed(training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     model = build_model(model_args, view_args, tokenizer)
@@ -53,7 +91,13 @@ def train(
         processing_class=tokenizer,
         callbacks=[CurvesCallback()],
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    return trainer, data
+
+
+def export(trainer: MagnetTrainer) -> None:
+    """Writes the trained model to `output_dir`. Sharded weights are gathered, so every process takes part."""
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        save_checkpoint(trainer.accelerator.unwrap_model(trainer.model), tokenizer, training_args.output_dir)
-    return model
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        save_checkpoint(model, trainer.processing_class, trainer.args.output_dir, state_dict)
+    trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,70 @@
+"""SIGTERM and Ctrl-C: the running step is finished and saved before the process leaves."""
+
+import logging
+import os
+import signal
+import threading
+import time
+
+import torch
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+ECHO = 1.0  # seconds; torchrun passes on the Ctrl-C that the terminal has sent to every process already
+
+
+class Interrupts:
+    """
+    Catches SIGTERM and Ctrl-C while its block runs: the first is kept in `signal`, a second Ctrl-C raises
+    `KeyboardInterrupt` at once. Outside the main thread, where Python allows no handlers, it catches nothing.
+
+    transformers' `enable_jit_checkpoint` knows SIGTERM only, saves after three seconds in the middle of whatever runs
+    then, and lets the script go on to its end as if training had finished.
+    """
+
+    def __init__(self):
+        self.signal, self._since, self._before = 0, 0.0, {}
+
+    def __enter__(self):
+        self._process = os.getpid()
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number, frame):
+        if os.getpid() != self._process:
+            return  # a data-loading worker: it ends with its parent
+        if self.signal == number == signal.SIGINT and time.monotonic() - self._since > ECHO:
+            raise KeyboardInterrupt
+        if not self.signal:
+            self.signal, self._since = int(number), time.monotonic()
+            hint = " Ctrl-C again leaves at once." if number == signal.SIGINT else ""
+            os.write(
+                2, f"\n{SIGNALS[number]}: this step is finished and saved, then training leaves.{hint}\n".encode()
+            )
+
+    def agreed(self, args) -> int:
+        """The signal that any process has caught, 0 for none: a scheduler may tell only one of them."""
+        if args.world_size == 1:
+            return self.signal
+        caught = torch.tensor(self.signal, device=args.device)
+        dist.all_reduce(caught, op=dist.ReduceOp.MAX)
+        return int(caught)
+
+
+def leave(number: int, checkpoint) -> None:
+    """
+    Ends the process after a signal.
+
+    Raises:
+        `SystemExit` with code 0 after SIGTERM, as schedulers expect, and 130 after Ctrl-C, as shells do.
+    """
+    logger.warning("%s: saved %s. Go on with the same command and --resume true.", SIGNALS[number], checkpoint)
+    raise SystemExit(0 if number == signal.SIGTERM else 128 + signal.SIGINT)
