@@ -29,6 +29,7 @@ setup(
         "pyyaml>=6.0",
         "safetensors>=0.5",
         "sentence-transformers>=6.0",
+        "sentencex>=1.0.32",
         "scipy>=1.11",
         "torch>=2.10",
         "tqdm>=4.66",

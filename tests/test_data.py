@@ -1,153 +1,25 @@
-"""From files to batches: reading, tokenizing, cutting, pairing, padding."""
+"""From texts to batches: tokenizing, cutting, pairing, padding, and what is said about a run's data."""
 
-import gzip
-import json
-
-import datasets
 import numpy as np
 import pytest
 import torch
 
 from magnet_train.arguments import ViewArguments
-from magnet_train.data import (
-    SHORTEST_ROW,
-    MagnetCollator,
-    MagnetDataset,
-    Text,
-    load_pairs,
-    load_texts,
-    tokenize_sentence,
-    tokenize_texts,
-)
+from magnet_train.blocks import SHORTEST_ROW, Text, tokenize_sentences, tokenize_texts
+from magnet_train.data import MagnetCollator, MagnetDataset
+from magnet_train.reading import Document
 from magnet_train.views import IGNORE, SpecialTokens
 
 TOKENS = SpecialTokens(bos=1, mask=4, end=2, ordinary=np.arange(10, 97))
 STORY = 'Tom was hungry. "Is there bread?" he asked. There was none! So he baked a loaf. It took 3.5 hours.'
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """`datasets` writes its cache into a folder of the test's own, and says nothing."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-    datasets.disable_progress_bars()
+def documents(*texts):
+    return [Document(text, f"a.txt:{number}") for number, text in enumerate(texts, start=1)]
 
 
-@pytest.fixture
-def write(tmp_path):
-    """`write(name, content)`: a file of text, or of one JSON object a row; gzipped if its name says so."""
-
-    def write(name, content):
-        if not isinstance(content, str):
-            content = "".join(json.dumps(row) + "\n" for row in content)
-        path = tmp_path / name
-        data = content.encode("utf-8")
-        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-        return str(path)
-
-    return write
-
-
-# --------------------------------------------------------------------------------------------------------------- texts
-
-
-@pytest.mark.parametrize("ending", ["", ".gz"])
-def test_texts_of_a_txt_file_are_its_lines(write, ending):
-    assert load_texts(write("a.txt" + ending, "One line.\n\n  \nTwo — ü.\n"), "text") == ["One line.", "Two — ü."]
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
-def test_texts_of_a_jsonl_file(write, name):
-    path = write(name, [{"story": "One.", "n": 1}, {"story": "Two\nlines.", "n": 2}])
-    assert load_texts(path, "story") == ["One.", "Two\nlines."]
-
-
-def test_a_list_column_is_joined_by_spaces(write):
-    path = write("a.jsonl", [{"sentences": ["One.", "Two."]}, {"sentences": []}, {"sentences": ["Three."]}])
-    assert load_texts(path, "sentences") == ["One. Two.", "Three."]
-
-
-def test_empty_texts_are_left_out(write):
-    assert load_texts(write("a.jsonl", [{"text": None}, {"text": ""}, {"text": " \n"}, {"text": "One."}]), "text") == [
-        "One."
-    ]
-
-
-def test_wrong_column_names_the_columns(write):
-    path = write("a.jsonl", [{"story": "One.", "title": "T"}])
-    with pytest.raises(ValueError, match=r"a\.jsonl: no column 'text'; it has \['story', 'title'\]"):
-        load_texts(path, "text")
-
-
-@pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl", "gone.json.gz"])
-def test_missing_file_is_named(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name}: no such file"):
-        load_texts(str(tmp_path / name), "text")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", "", "a.txt: empty"),
-        ("a.jsonl", "", "a.jsonl: empty"),
-        ("a.jsonl.gz", "", "a.jsonl.gz: empty"),
-        ("a.txt", "\n \n", "column 'text' holds no text"),
-        ("a.jsonl", [{"text": ""}, {"text": None}], "column 'text' holds no text"),
-        ("a.jsonl", [{"text": 5}], "row 1: 'text' holds 5"),
-        ("a.jsonl", [{"text": ["One."]}, {"text": ["Two.", None]}], "row 2: 'text' holds"),
-        ("a.jsonl", '{"text": "One."}\n{"text": \n', "a.jsonl: empty, or no proper json file. "),
-    ],
-)
-def test_unusable_texts_are_named(write, name, content, message):
-    with pytest.raises(ValueError) as error:
-        load_texts(write(name, content), "text")
-    assert message in str(error.value)
-
-
-# --------------------------------------------------------------------------------------------------------------- pairs
-
-
-def test_pairs_of_two_columns(write):
-    path = write("a.jsonl", [{"text": "a", "positive": "A", "x": 0}, {"text": "b", "positive": "B", "x": 1}])
-    assert load_pairs(path, ["text", "positive"]) == [("a", "A"), ("b", "B")]
-
-
-def test_two_list_columns_are_paired_item_by_item(write):
-    path = write("a.jsonl.gz", [{"s": ["a", "b"], "p": ["A", "B"]}, {"s": [], "p": []}, {"s": ["c"], "p": ["C"]}])
-    assert load_pairs(path, ["s", "p"]) == [("a", "A"), ("b", "B"), ("c", "C")]
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"text": "b", "positive": None},
-        {"text": None, "positive": "B"},
-        {"text": "b", "positive": ""},
-        {"text": " ", "positive": "B"},
-    ],
-)
-def test_a_pair_with_one_side_missing_names_the_row(write, bad):
-    path = write("a.jsonl", [{"text": "a", "positive": "A"}, bad])
-    with pytest.raises(ValueError, match=r"a\.jsonl, row 2: 'text' and 'positive' must both be filled"):
-        load_pairs(path, ["text", "positive"])
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"text": ["b", "c"], "positive": ["B"]},
-        {"text": ["b", None], "positive": ["B", "C"]},
-        {"text": ["b"], "positive": None},
-    ],
-)
-def test_list_pairs_of_unequal_length_name_the_row(write, bad):
-    path = write("a.jsonl", [{"text": ["a"], "positive": ["A"]}, bad])
-    with pytest.raises(ValueError, match="row 2"):
-        load_pairs(path, ["text", "positive"])
-
-
-def test_pairs_name_the_missing_column(write):
-    with pytest.raises(ValueError, match="no column 'positive'"):
-        load_pairs(write("a.jsonl", [{"text": "a"}]), ["text", "positive"])
+def sentence_ids(sentence, tokenizer, prompt, max_length):
+    return tokenize_sentences([sentence], tokenizer, prompt, max_length)[0]
 
 
 # ----------------------------------------------------------------------------------------------------- tokenized texts
@@ -156,7 +28,7 @@ def test_pairs_name_the_missing_column(write):
 def test_blocks_reassemble_the_text(tokenizer):
     text = " ".join([STORY] * 7)
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-    blocks = tokenize_texts([text], tokenizer, max_length=17)
+    blocks = tokenize_texts(documents(text), tokenizer, max_length=17)
     assert [len(block.ids) for block in blocks[:-1]] == [16] * (len(blocks) - 1)
     together = np.concatenate([block.ids for block in blocks])
     assert len(whole) - len(together) < SHORTEST_ROW
@@ -166,30 +38,29 @@ def test_blocks_reassemble_the_text(tokenizer):
 
 def test_a_text_that_fits_is_one_block_and_a_short_one_is_none(tokenizer):
     n = len(tokenizer(STORY, add_special_tokens=False)["input_ids"])
-    assert [len(block.ids) for block in tokenize_texts(["Hi.", STORY], tokenizer, max_length=n + 1)] == [n]
-    assert [len(block.ids) for block in tokenize_texts([STORY], tokenizer, max_length=n)] == [n - 1]
-    with pytest.raises(ValueError, match="train_file"):
-        tokenize_texts(["Hi.", "Ho."], tokenizer, max_length=64)
+    assert [len(block.ids) for block in tokenize_texts(documents("Hi.", STORY), tokenizer, max_length=n + 1)] == [n]
+    assert [len(block.ids) for block in tokenize_texts(documents(STORY), tokenizer, max_length=n)] == [n - 1]
+    with pytest.raises(ValueError, match="a.txt:1: neither this text nor one after it has 8 tokens"):
+        tokenize_texts(documents("Hi.", "Ho."), tokenizer, max_length=64)
 
 
 @pytest.mark.parametrize("control", ["<s>", "</s>", "<pad>", "<unk>"])
 def test_control_tokens_spelt_out_in_a_text_stay_text(tokenizer, control):
     text = f"Tom wrote {control} on the wall, then {control}{control} on the door."
-    (block,) = tokenize_texts([text], tokenizer, max_length=256)
+    (block,) = tokenize_texts(documents(text), tokenizer, max_length=256)
     assert not set(block.ids) & set(tokenizer.all_special_ids)
     assert tokenizer.decode(block.ids) == text
-    sentence = tokenize_sentence(text, tokenizer, "", 256)
+    sentence = sentence_ids(text, tokenizer, "", 256)
     assert not set(sentence[1:-1]) & set(tokenizer.all_special_ids)
 
 
 def test_sentence_starts_mark_the_first_token_of_each_sentence(tokenizer):
-    (block,) = tokenize_texts([STORY], tokenizer, max_length=256)
+    (block,) = tokenize_texts(documents(STORY), tokenizer, max_length=256)
     borders = [*np.flatnonzero(block.sentence_starts), len(block.ids)]
     sentences = [tokenizer.decode(block.ids[a:b]).strip() for a, b in zip(borders, borders[1:])]
     assert sentences == [
         "Tom was hungry.",
-        '"Is there bread?"',  # a closing quote ends a sentence, whatever goes on behind it
-        "he asked.",
+        '"Is there bread?" he asked.',
         "There was none!",
         "So he baked a loaf.",
         "It took 3.5 hours.",
@@ -197,8 +68,8 @@ def test_sentence_starts_mark_the_first_token_of_each_sentence(tokenizer):
 
 
 def test_sentence_starts_follow_the_blocks(tokenizer):
-    (whole,) = tokenize_texts([STORY], tokenizer, max_length=256)
-    blocks = tokenize_texts([STORY], tokenizer, max_length=10)
+    (whole,) = tokenize_texts(documents(STORY), tokenizer, max_length=256)
+    blocks = tokenize_texts(documents(STORY), tokenizer, max_length=10)
     marks = np.concatenate([block.sentence_starts for block in blocks])
     np.testing.assert_array_equal(marks, whole.sentence_starts[: len(marks)])
 
@@ -207,18 +78,18 @@ def test_sentence_starts_follow_the_blocks(tokenizer):
 
 
 def test_a_sentence_is_bos_prompt_sentence_eos(tokenizer):
-    ids = tokenize_sentence("Tom was hungry.", tokenizer, "Find it:", 64)
+    ids = sentence_ids("Tom was hungry.", tokenizer, "Find it:", 64)
     assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[1:-1]) == "Find it: Tom was hungry."
-    assert tokenizer.decode(tokenize_sentence("Tom.", tokenizer, "", 64)[1:-1]) == "Tom."
+    assert tokenizer.decode(sentence_ids("Tom.", tokenizer, "", 64)[1:-1]) == "Tom."
 
 
 def test_a_long_sentence_keeps_its_eos(tokenizer):
-    whole = tokenize_sentence(STORY, tokenizer, "Find it:", 512)
-    cut = tokenize_sentence(STORY, tokenizer, "Find it:", 12)
+    whole = sentence_ids(STORY, tokenizer, "Find it:", 512)
+    cut = sentence_ids(STORY, tokenizer, "Find it:", 12)
     assert len(cut) == 12 < len(whole)
     assert cut == whole[:11] + [tokenizer.eos_token_id]
-    assert tokenize_sentence(STORY, tokenizer, "Find it:", len(whole)) == whole
+    assert sentence_ids(STORY, tokenizer, "Find it:", len(whole)) == whole
 
 
 # ------------------------------------------------------------------------------------------------- data set and collator

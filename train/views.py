@@ -106,6 +106,8 @@ def _fim_view(ids, sentence_starts, settings, tokens, rng) -> View:
 
 def sample_spans(sentence_starts, settings, rng) -> list[tuple[int, int]]:
     """Draws up to `max_spans` spans (start, length) that touch neither each other nor [BOS] at index 0."""
+    if settings.max_spans == 0:
+        return []
     room = int((len(sentence_starts) - 1) * settings.max_span_share)
     spans = []
     for _ in range(int(rng.integers(1, settings.max_spans + 1))):

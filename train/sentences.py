@@ -1,0 +1,143 @@
+"""Sentences, and pairs of them for SSCL: from two columns, or each sentence with itself (dropout positives)."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import sentencex
+
+from .reading import BadRows, Document, Record, problem_of, read_records
+
+logger = logging.getLogger(__name__)
+
+LANGUAGE = "en"  # of sentencex, for its abbreviations; it falls back to the full stops of other scripts by itself
+
+
+@dataclass(slots=True)
+class Pair:
+    """A sentence, its positive, and where it stands."""
+
+    text: str
+    positive: str
+    origin: str
+
+
+def split_sentences(text: str) -> list[str]:
+    """
+    The sentences of a text with the white space between them, so that joined they are the text again.
+
+    >>> split_sentences("Mr. Okoro has a stove. It runs on gas!")
+    ['Mr. Okoro has a stove. ', 'It runs on gas!']
+    """
+    return sentencex.segment(LANGUAGE, text)
+
+
+def long_sentences(documents: list[Document], min_words: int) -> Iterator[Document]:
+    """The sentences of more than `min_words` words (Appendix A: lines longer than 20 words)."""
+    for source in documents:
+        for sentence in split_sentences(source.text):
+            if len(sentence.split()) > min_words:
+                yield Document(sentence.strip(), source.origin)
+
+
+def load_pairs(source: str, columns: list[str], on_bad: str = "raise") -> list[Pair]:
+    """
+    Sentence pairs; two columns of lists are paired item by item. With one column each sentence is its own positive.
+
+    Raises:
+        `ValueError` naming file and line where one side is missing or empty.
+    """
+    bad, pairs = BadRows(on_bad), []
+    for record in read_records(source, columns):
+        if record.problem:
+            bad.add(record.origin, record.problem)
+        elif record.values:  # a blank line has none
+            pairs += _pairs_of(record, columns, bad)
+    bad.report(source)
+    if not pairs:
+        first = f" The first bad rows: {' '.join(bad.first)}" if bad.first else ""
+        raise ValueError(f"{source}: no sentence pair in columns {columns}.{first} Give another source.")
+    return pairs
+
+
+def _pairs_of(record: Record, columns, bad: BadRows) -> list[Pair]:
+    sides = [record.values[column] for column in columns]
+    lists = all(isinstance(side, list) for side in sides)
+    sides = sides if lists else [[side] for side in sides]
+    if len({len(side) for side in sides}) > 1:
+        bad.add(record.origin, f"{columns[0]!r} has {len(sides[0])} items and {columns[1]!r} {len(sides[1])}")
+        return []
+    for column, side in zip(columns, sides):
+        for sentence in side:
+            if problem := problem_of(sentence) or ("" if sentence.strip() else "is empty"):
+                bad.add(record.origin, f"{column!r} {problem}")
+                return []
+    items = [f"{record.origin} (item {item})" if lists else record.origin for item in range(1, len(sides[0]) + 1)]
+    return [Pair(text, positive, item) for text, positive, item in zip(sides[0], sides[-1], items)]
+
+
+# ----------------------------------------------------------------------------------------------- what the pairs are like
+
+
+def fold(text: str) -> str:
+    """A text without case and spacing, to be compared."""
+    return " ".join(text.casefold().split())
+
+
+def likeness(one: str, other: str) -> float:
+    """Shared words among all words of two texts (Jaccard)."""
+    words, others = set(fold(one).split()), set(fold(other).split())
+    return len(words & others) / max(len(words | others), 1)
+
+
+def count_pairs(pairs: list[Pair]) -> dict[str, int]:
+    """
+    How many pairs there are, how many are identical or nearly so, and how many sentences come again.
+
+    >>> pairs = [Pair("It rained.", "it  rained.", "a:1"), Pair("It rained.", "Water fell.", "a:2")]
+    >>> count_pairs(pairs)
+    {'pairs': 2, 'identical pairs': 1, 'near-identical pairs': 0, 'repeated sentences': 1}
+    """
+    folded = [(fold(pair.text), fold(pair.positive)) for pair in pairs]
+    near = sum(one != other and likeness(one, other) >= 0.9 for one, other in folded)
+    return {
+        "pairs": len(pairs),
+        "identical pairs": sum(one == other for one, other in folded),
+        "near-identical pairs": near,
+        "repeated sentences": len(pairs) - len({one for one, _ in folded}),
+    }
+
+
+def group_pairs(pairs: list[tuple]) -> list[int]:
+    """
+    The group of each pair: its first member's number. Pairs that share a text, on either side, are no negatives of
+    each other and get one group (union-find over equal texts).
+
+    >>> group_pairs([("a", "A"), ("b", "B"), ("c", "a"), ("d", "D")])
+    [0, 1, 0, 3]
+    """
+    parent, first_with = list(range(len(pairs))), {}
+
+    def root(number):
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    for number, pair in enumerate(pairs):
+        for text in pair:
+            one, other = sorted((root(number), root(first_with.setdefault(text, number))))
+            parent[other] = one
+    return [root(number) for number in range(len(pairs))]
+
+
+class PairOrder:
+    """A permutation of the pairs for each epoch, a function of (seed, epoch)."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self._epoch = count, seed, None
+
+    def of(self, epoch: int) -> np.ndarray:
+        if self._epoch != epoch:
+            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        return self._order
