@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from dataclasses import replace
 
 import torch
 from accelerate import PartialState
@@ -55,9 +56,7 @@ def _adapted_base(model_args, mask_id) -> MagnetLlamaForCausalLM:
         "mask_token_id": mask_id,
     }
     config = MagnetLlamaConfig(**settings)
-    model = MagnetLlamaForCausalLM.from_pretrained(
-        model_args.model_name_or_path, config=config, **loading(model_args)
-    )
+    model = MagnetLlamaForCausalLM.from_pretrained(model_args.model_name_or_path, config=config, **loading(model_args))
     model.add_magnet_adapter(
         {"r": model_args.lora_r, "alpha": model_args.lora_alpha, "target_modules": model_args.lora_target_modules}
     )
@@ -91,10 +90,26 @@ def loading(model_args: ModelArguments) -> dict:
         bnb_4bit_quant_type="nf4",  # QLoRA's data type, compute dtype and double quantisation
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
-        llm_int8_skip_modules=["lm_head", "lora_A", "lora_B", "projection_head"],  # what trains, and the head, stay exact
+        llm_int8_skip_modules=["lm_head", "projection_head", r".*\.lora_[AB]"],  # these stay exact
     )
     how["device_map"] = {"": PartialState().device}  # each process fills its own device
     return how
+
+
+def unquantised(weights, model_args: ModelArguments, view_args: ViewArguments, tokenizer):
+    """
+    The trained adapter over the base as it is on the disk.
+
+    Args:
+        weights (`dict`): The trained model's state dict.
+    """
+    stored = AutoConfig.from_pretrained(model_args.model_name_or_path).dtype or getattr(torch, model_args.dtype)
+    plain_args = replace(model_args, load_in_4bit=False, load_in_8bit=False, dtype=str(stored).removeprefix("torch."))
+    plain = build_model(plain_args, view_args, tokenizer)
+    trained = {name: weight for name, weight in weights.items() if is_trained(name)}
+    loaded = plain.load_state_dict(trained, strict=False)
+    assert not loaded.unexpected_keys and not any(map(is_trained, loaded.missing_keys))
+    return plain
 
 
 def mask_token_id(text: str, tokenizer) -> int:
