@@ -24,7 +24,7 @@ def check_arguments(
     _check_kl(model_args, view_args, training_args)
     _check_data(data_args, view_args, training_args)
     _check_processes(training_args)
-    _warn(data_args, view_args, training_args)
+    _warn(data_args, training_args)
 
 
 def _check_objectives(view_args, training_args):
@@ -96,26 +96,12 @@ def _check_processes(training_args):
         )
 
 
-def _warn(data_args, view_args, training_args):
+def _warn(data_args, training_args):
     if training_args.lambda_sscl > 0 and 0 < training_args.max_steps <= training_args.sscl_start_step:
         logger.warning(
             "sscl_start_step=%g: not reached in max_steps=%d steps, so SSCL is never trained.",
             training_args.sscl_start_step,
             training_args.max_steps,
-        )
-    if training_args.lambda_msg == 0 and view_args.max_spans > 0:
-        logger.warning(
-            "lambda_msg=0: max_spans=%d cuts spans that nothing is learnt from; max_spans=0 cuts none.",
-            view_args.max_spans,
-        )
-    if (
-        training_args.lambda_mntp == 0
-        and view_args.mask_ratio > 0
-        and view_args.all_span_ratio + view_args.fim_ratio < 1
-    ):
-        logger.warning(
-            "lambda_mntp=0: mask_ratio=%g hides tokens that nothing is learnt from; mask_ratio=0 hides none.",
-            view_args.mask_ratio,
         )
     if data_args.eval_file and training_args.eval_strategy == "no":
         logger.warning("eval_file=%s: not measured while training. Set eval_strategy=steps.", data_args.eval_file)
