@@ -1,25 +1,27 @@
 """Recipes and flags of `magnet train`: what they say, which wins, and how a wrong value is named."""
 
+import re
+import shlex
+
 import pytest
 
-from magnet_train.arguments import ModelArguments, ViewArguments
+from magnet_train.arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
+from magnet_train.checks import check_arguments
 from magnet_train.recipes import RECIPES, parse, read_recipe, recipe_names
 from magnet_train.run import main
 
-GIVEN = {
-    "paper": ["--model_name_or_path", "base", "--train_file", "texts.txt"],
-    "default": ["--model_name_or_path", "base", "--train_file", "texts.txt"],
-    "magnet_tiny": [],
-}
+BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
+WITH_MODEL = ("demo", "magnet_tiny")  # recipes of runs in this repository, which name model and data
 
 
 def parse_recipe(name, tmp_path, *flags):
     """`parse` where no GPU is needed and nothing is written into the repository."""
-    return parse(["--config", name, *GIVEN.get(name, []), "--use_cpu", "--output_dir", str(tmp_path), *flags])
+    given = [] if name in WITH_MODEL else BASE
+    return parse(["--config", name, *given, "--use_cpu", "--output_dir", str(tmp_path), *flags])
 
 
 def parse_flags(tmp_path, *flags):
-    return parse([*GIVEN["paper"], "--use_cpu", "--output_dir", str(tmp_path), *flags])
+    return parse([*BASE, "--use_cpu", "--output_dir", str(tmp_path), *flags])
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def recipe(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- recipes
 
 
-@pytest.mark.parametrize("name", sorted(GIVEN))
+@pytest.mark.parametrize("name", recipe_names())
 def test_recipe_parses_and_every_key_arrives(name, tmp_path):
     parsed = parse_recipe(name, tmp_path)
     values = {key: value for part in parsed for key, value in vars(part).items()}
@@ -46,12 +48,21 @@ def test_recipe_parses_and_every_key_arrives(name, tmp_path):
             assert values[key] == value, key
 
 
-def test_recipe_names_are_the_files():
-    assert set(GIVEN) <= set(recipe_names())
-    assert all((RECIPES / f"{name}.yaml").is_file() for name in recipe_names())
+def test_the_recipes_that_there_are():
+    ablations = {f"ablation_{name}" for name in ("mntp", "sscl", "mntp_msg", "sscl_msg")}
+    rivals = {"llm2vec_mntp", "llm2vec", "mtp", "clm_control", "fim_control"}
+    assert set(recipe_names()) == {"paper", "default", "merged", *WITH_MODEL, *rivals, *ablations}
 
 
-@pytest.mark.parametrize("name", ["paper", "default"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_says_what_it_is_and_how_to_run_it(name, tmp_path):
+    head = re.match(r"(# .*\n|#\n)+", (RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))[0]
+    command = re.search(r"magnet train((?:.*\\\n#)*[^(\n]*)", head)[1].replace("\\\n#", " ")
+    *_, training = parse([*shlex.split(command), "--use_cpu"])
+    assert f"--config {name} " in f"{command} " and training.max_steps > 0
+
+
+@pytest.mark.parametrize("name", sorted(set(recipe_names()) - set(WITH_MODEL)))
 def test_recipe_names_neither_model_nor_data(name):
     assert not {"model_name_or_path", "train_file", "pairs_file", "output_dir"} & set(read_recipe(name))
     with pytest.raises(ValueError, match="arguments are required: --model_name_or_path.*, --train_file"):
@@ -102,6 +113,20 @@ PAPER = {
     "pooling": "last_token",
     "representation_prompt": "Given the sentence, find its representation:",
 }
+PAPER |= {
+    # what the paper leaves open
+    "mask_objective": "mntp",
+    "positives": "column",
+    "sscl_alone": False,
+    "sscl_dropout": 0.0,
+    "lambda_kl": 0.0,
+    "fim_ratio": 0.0,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "projection_head": "none",
+}
 DEFAULT = PAPER | {
     "causal_adapter": False,
     "gap_layout": "mixed",
@@ -142,6 +167,14 @@ def test_flag_wins_over_a_required_value_of_the_recipe(tmp_path):
     assert model.model_name_or_path == read_recipe("magnet_tiny")["model_name_or_path"]
 
 
+def test_recipes_that_extend_each_other_are_refused(recipe, tmp_path):
+    (tmp_path / "lower.yaml").write_text("extends: own.yaml\nlora_r: 4\n")
+    with pytest.raises(ValueError, match=r"in a circle \(own.yaml -> lower.yaml -> own.yaml\)"):
+        parse(["--config", recipe("extends: lower.yaml\n"), *BASE])
+    with pytest.raises(ValueError, match="extends='papre': no such recipe. Known: .*paper"):
+        parse(["--config", recipe("extends: papre\n"), *BASE])
+
+
 def test_own_yaml_file(recipe, tmp_path):
     path = recipe("model_name_or_path: base\ntrain_file: t.txt\nlearning_rate: 2e-4\nmax_steps: 11\nuse_cpu: true\n")
     model, data, _, training = parse(["--config", path, "--output_dir", str(tmp_path)])
@@ -171,6 +204,11 @@ def test_unknown_key_unlike_any(recipe):
     with pytest.raises(ValueError) as error:
         parse(["--config", recipe("zzzz: 1\n")])
     assert str(error.value) == "own.yaml: unknown key 'zzzz'."
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line(recipe):
+    with pytest.raises(ValueError, match=r"(?s)own.yaml: is no YAML: .*line 2"):
+        parse(["--config", recipe("lora_r: 4\nmax_steps: [1\n")])
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- max_steps\n", "max_steps\n"])
@@ -211,6 +249,8 @@ def test_value_of_a_wrong_type_is_named_with_its_source(recipe, tmp_path):
     ("flags", "names"),
     [
         (["--mask_ratio", "1.1"], ["mask_ratio=1.1"]),
+        (["--mask_ratio", "1"], ["mask_ratio=1.0"]),
+        (["--mask_ratio", "0"], ["mask_ratio=0", "lambda_mntp=1.0", "lambda_mntp=0"]),
         (["--mask_ratio", "-0.1"], ["mask_ratio=-0.1"]),
         (["--mask_ratio", "nan"], ["mask_ratio=nan"]),
         (["--mask_share", "2"], ["mask_share=2.0"]),
@@ -243,6 +283,56 @@ def test_value_of_a_wrong_type_is_named_with_its_source(recipe, tmp_path):
         ),
         (["--per_device_pair_batch_size", "0"], ["per_device_pair_batch_size=0"]),
         (["--per_device_train_batch_size", "0"], ["per_device_train_batch_size=0"]),
+        (["--per_device_eval_batch_size", "0"], ["per_device_eval_batch_size=0"]),
+        # optimizer and steps
+        (["--learning_rate", "nan"], ["learning_rate=nan", "between 0 and 1"]),
+        (["--learning_rate=-3e-5"], ["learning_rate=-3e-05"]),
+        (["--learning_rate", "1e9"], ["learning_rate=1000000000.0"]),
+        (["--gradient_accumulation_steps", "0"], ["gradient_accumulation_steps=0", "at least 1"]),
+        (["--warmup_steps", "-1"], ["warmup_steps=-1.0"]),
+        (["--max_steps", "0"], ["max_steps=0", "num_train_epochs"]),
+        (["--max_steps", "-2"], ["max_steps=-2"]),
+        (["--max_steps", "-1", "--num_train_epochs", "0"], ["num_train_epochs=0.0"]),
+        (["--max_steps", "-1", "--num_train_epochs", "nan"], ["num_train_epochs=nan"]),
+        (["--logging_steps", "0"], ["logging_steps=0"]),
+        (["--save_steps", "-5"], ["save_steps=-5"]),
+        (["--weight_decay", "-1"], ["weight_decay=-1.0"]),
+        (["--max_grad_norm", "nan"], ["max_grad_norm=nan"]),
+        (["--adam_beta2", "1.5"], ["adam_beta2=1.5"]),
+        # model and data
+        (["--lora_r", "0"], ["lora_r=0"]),
+        (["--lora_alpha", "nan"], ["lora_alpha=nan"]),
+        (["--dtype", "float8"], ["dtype='float8'", "'bfloat16'"]),
+        (["--pooling", "max"], ["pooling='max'", "'mean'"]),
+        (["--projection_head", "conv"], ["projection_head='conv'", "'mlp'"]),
+        (["--load_in_8bit", "--load_in_4bit"], ["load_in_8bit", "load_in_4bit"]),
+        (["--positives", "noise"], ["positives='noise'", "'dropout'"]),
+        (["--on_bad", "ignore"], ["on_bad='ignore'", "'skip'"]),
+        (["--pair_columns", "one"], ["pair_columns=['one']"]),
+        (["--max_length", "8"], ["max_length=8"]),
+        (["--pair_max_length", "2"], ["pair_max_length=2"]),
+        (["--shuffle_window", "0"], ["shuffle_window=0"]),
+        (["--mask_objective", "mlm"], ["mask_objective='mlm'", "'mtp'"]),
+        (["--max_spans", "-1"], ["max_spans=-1"]),
+        (["--fim_ratio", "2"], ["fim_ratio=2.0"]),
+        # what does not go together
+        (["--max_length", "128"], ["span_max=128", "max_length=128"]),
+        (["--fim_ratio", "0.6", "--all_span_ratio", "0.6"], ["all_span_ratio + fim_ratio = 1.2"]),
+        (["--all_span_ratio", "1"], ["all_span_ratio", "lambda_mntp=1.0"]),
+        (["--fim_ratio", "0.5", "--max_spans", "0"], ["max_spans=0", "fim_ratio=0.5"]),
+        (["--positives", "dropout"], ["positives='dropout'", "sscl_dropout=0"]),
+        (["--sscl_dropout", "1"], ["sscl_dropout=1.0"]),
+        (["--sscl_chunk_size", "-1"], ["sscl_chunk_size=-1"]),
+        (["--sscl_alone", "--lambda_sscl", "0"], ["sscl_alone=True", "lambda_sscl=0"]),
+        (["--lambda_kl", "1", "--all_span_ratio", "0.5"], ["lambda_kl=1.0", "causal_adapter=False"]),
+        (["--lambda_kl", "1", "--causal_adapter"], ["lambda_kl=1.0", "all_span_ratio"]),
+        (["--streaming", "--max_steps", "-1"], ["max_steps=-1", "streaming=True"]),
+        (["--eval_strategy", "steps"], ["eval_strategy='steps'", "eval_file"]),
+        # what cannot be changed
+        (["--remove_unused_columns"], ["remove_unused_columns=True"]),
+        (["--label_names", "labels"], ["label_names=['labels']"]),
+        (["--label_smoothing_factor", "0.1"], ["label_smoothing_factor=0.1"]),
+        (["--activation_checkpointing_kwargs", '{"use_reentrant": true}'], ["use_reentrant", "several processes"]),
     ],
     ids=lambda value: " ".join(value) if str(value[0]).startswith("--") else "",
 )
@@ -261,6 +351,29 @@ def test_values_at_the_limits_are_taken(tmp_path):
         mask_ratio=0, mask_share=0.5, random_share=0.5, span_min=8, span_max=8, all_span_ratio=1
     )
     assert (training.lambda_mntp, training.lambda_sscl, training.lambda_msg) == (0, 0, 1)
+
+
+def test_repeated_rows_of_several_processes_are_refused(tmp_path, monkeypatch):
+    arguments = parse_flags(tmp_path, "--dataloader_drop_last", "false")  # alone a process repeats none
+    monkeypatch.setattr(MagnetTrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="dataloader_drop_last=False: 2 processes would repeat rows"):
+        check_arguments(*arguments)
+    arguments[3].lambda_sscl = 0.0
+    check_arguments(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "warning"),
+    [
+        (["--max_steps", "3400"], "sscl_start_step=3400: not reached in max_steps=3400"),
+        (["--eval_file", "held_out.txt"], "eval_file=held_out.txt: not measured while training"),
+    ],
+)
+def test_odd_settings_are_warned_of(flags, warning, tmp_path, caplog):
+    parse_flags(tmp_path)
+    assert not caplog.records
+    parse_flags(tmp_path, *flags)
+    assert warning in caplog.text
 
 
 def test_lists_are_not_shared_between_instances():

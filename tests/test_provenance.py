@@ -1,0 +1,75 @@
+"""Where a run's settings came from: what is printed, what is stored, and that it can be read back."""
+
+import pytest
+
+from magnet_train.provenance import ConfigurationCallback, configuration, describe
+from magnet_train.recipes import OWN_NAMES, parse, parse_with_sources
+
+BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
+
+
+def test_configuration_tells_values_and_their_sources(tmp_path):
+    flags = ["--config", "default", *BASE, "--use_cpu", "--output_dir", str(tmp_path), "--adam_beta2", "0.95"]
+    *arguments, sources = parse_with_sources(
+        [*flags, "--hub_token", "hf_secret", "--report_to", "tensorboard", "wandb"]
+    )
+    text = describe(arguments, sources)
+    lines = text.splitlines()
+    for line in (
+        "learning_rate: 3.0e-05  # paper.yaml",
+        "gap_layout: mixed  # default.yaml",
+        "adam_beta2: 0.95  # flag",
+        "text_column: text  # default",
+        "lora_target_modules: [q_proj, k_proj, v_proj, o_proj]  # paper.yaml",
+        "report_to: [tensorboard, wandb]  # flag",
+    ):
+        assert line in lines, line
+    named = {line.split(":")[0] for line in lines[:-1]}
+    assert set(OWN_NAMES) <= named and not {"adam_beta1", "seed"} & named  # these two are at their defaults
+    more = len(configuration(arguments)) - len(named)
+    assert lines[-1] == f"({more} more of TrainingArguments are at their defaults)" and more > 80
+    assert "hf_secret" not in text and "hub_token" not in text
+
+
+@pytest.mark.parametrize("name", ["paper", "demo", "llm2vec"])
+def test_stored_configuration_gives_the_same_arguments(name, tmp_path):
+    given = [] if name == "demo" else BASE
+    flags = [*given, "--use_cpu", "--output_dir", str(tmp_path), "--lr_scheduler_kwargs", '{"num_cycles": 2}']
+    flags += ["--mask_token", "# -", "--hub_token", "hf_secret", "--report_to", "tensorboard"]
+    *arguments, sources = parse_with_sources(["--config", name, *flags])
+    stored = tmp_path / "training_config.yaml"
+    stored.write_text(ConfigurationCallback(arguments, sources).text, encoding="utf-8")
+    assert "hf_secret" not in stored.read_text()
+    again = parse(["--config", str(stored)])
+    assert configuration(again) == configuration(arguments)
+    for one, other in zip(arguments[:3], again):
+        assert one == other
+    assert again[3].lr_scheduler_kwargs == {"num_cycles": 2} and again[0].mask_token == "# -"
+
+
+def test_help_is_about_our_arguments(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and len(text.splitlines()) < 120
+    assert all(f"  --{name} " in text for name in OWN_NAMES)
+    assert "ablation_sscl_msg" in text and "ddp_timeout" in text
+
+
+def test_recipe_extends_another(tmp_path):
+    """Down to the last one; a name is one of ours, a file lies beside the one that names it."""
+    (tmp_path / "lower.yaml").write_text("extends: paper\nlora_r: 4\nmax_spans: 1\n")
+    (tmp_path / "own.yaml").write_text("extends: lower.yaml\nmax_spans: 3\nsave_total_limit: null\n")
+    model, _, view, training, sources = parse_with_sources(
+        ["--config", str(tmp_path / "own.yaml"), *BASE, "--use_cpu", "--seed", "42"]
+    )
+    assert (model.lora_r, view.max_spans, training.learning_rate, training.save_total_limit) == (4, 3, 3e-5, None)
+    found = {key: sources[key] for key in ("lora_r", "max_spans", "learning_rate", "seed", "train_file")}
+    assert found == {
+        "lora_r": "lower.yaml",
+        "max_spans": "own.yaml",
+        "learning_rate": "paper.yaml",
+        "seed": "flag",  # although it is the default's value
+        "train_file": "flag",
+    }
+    assert not {"extends", "text_column"} & set(sources)
