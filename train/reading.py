@@ -64,6 +64,8 @@ class BadRows:
 
 def list_files(source: str) -> list[Path] | None:
     """The files of a source: itself, or all of a folder that can be read, in sorted order. None: it is a Hub id."""
+    if not source:
+        raise ValueError("'': names no file, folder or Hub data set.")
     path = Path(source)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file))

@@ -1,6 +1,7 @@
 """Sentences, and pairs of them for SSCL: from two columns, or each sentence with itself (dropout positives)."""
 
-import logging
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ import sentencex
 
 from .reading import BadRows, Document, Record, problem_of, read_records
 
-logger = logging.getLogger(__name__)
-
-LANGUAGE = "en"  # of sentencex, for its abbreviations; it falls back to the full stops of other scripts by itself
+LANGUAGE = "en"  # of sentencex, for its abbreviations; it knows the full stops of other scripts as well
+WIDE_SPACE = re.compile(
+    r"[^\S\t\n\v\f\r ]"
+)  # white space beyond ASCII, on which sentencex 1.0.32 can panic
 
 
 @dataclass(slots=True)
@@ -30,7 +32,9 @@ def split_sentences(text: str) -> list[str]:
     >>> split_sentences("Mr. Okoro has a stove. It runs on gas!")
     ['Mr. Okoro has a stove. ', 'It runs on gas!']
     """
-    return sentencex.segment(LANGUAGE, text)
+    lengths = (len(piece) for piece in sentencex.segment(LANGUAGE, WIDE_SPACE.sub(" ", text)))
+    ends = [0, *itertools.accumulate(lengths)]
+    return [text[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def long_sentences(documents: list[Document], min_words: int) -> Iterator[Document]:
