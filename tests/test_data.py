@@ -1,12 +1,17 @@
 """From texts to batches: tokenizing, cutting, pairing, padding, and what is said about a run's data."""
 
+import dataclasses
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from magnet_train.arguments import ViewArguments
+from magnet_train.arguments import DataArguments, MagnetTrainingArguments, ViewArguments
 from magnet_train.blocks import SHORTEST_ROW, Text, tokenize_sentences, tokenize_texts
-from magnet_train.data import MagnetCollator, MagnetDataset
+from magnet_train.data import MagnetCollator, MagnetDataset, active_views, build_data
 from magnet_train.reading import Document
 from magnet_train.views import IGNORE, SpecialTokens
 
@@ -174,3 +179,172 @@ def test_repeated_sentences_share_a_pair_id():
     for i in range(4):
         for j in range(4):
             assert (ids[i] == ids[j]) == (anchors[i] == anchors[j])
+
+
+def test_pairs_that_share_a_text_on_either_side_share_a_pair_id():
+    pairs = [([1, 20, 2], [1, 30, 2]), ([1, 21, 2], [1, 30, 2]), ([1, 30, 2], [1, 32, 2]), ([1, 23, 2], [1, 33, 2])]
+    batch = MagnetCollator(pairs, 3)([dataset(pairs=pairs, pairs_per_row=4, texts=1)[0]])
+    by_row = dict(zip(batch["pair_rows"].tolist(), batch["pair_ids"].tolist()))
+    assert by_row[0] == by_row[1] == by_row[2] != by_row[3]
+
+
+def test_a_batch_tells_its_rows_and_pairs_and_where_they_stand():
+    data = dataset()
+    data.texts[5].origin = "texts.txt:17"
+    collator = MagnetCollator(PAIRS, 3, [f"pairs.jsonl:{number}" for number in range(1, 7)])
+    items = [data[5], data[2]]
+    batch = collator(items)
+    assert batch["text_rows"].tolist() == [5, 2]
+    assert batch["pair_rows"].tolist() == items[0]["pair_ids"] + items[1]["pair_ids"]
+    assert (data.origin(5), data.origin(2)) == ("texts.txt:17", "row 2")
+    assert collator.pair_origin(3) == "pairs.jsonl:4"
+    assert MagnetCollator(PAIRS, 3).pair_origin(3) == "pair 3"
+
+
+def test_workers_that_outlive_an_epoch_hear_of_the_next():
+    data, seen = dataset(), []
+    loader = DataLoader(data, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in range(2):
+        data.set_epoch(epoch)
+        seen.append(list(loader))
+        assert all(same(found, data[i]) for i, found in enumerate(seen[epoch]))
+    assert not any(same(a, b) for a, b in zip(*seen))
+
+
+# ------------------------------------------------------------------------------------------------------- a run's data
+
+
+@pytest.fixture
+def build(tmp_path, tokenizer, text_magnet):
+    """`build(**settings)`: the data of a run on the files of `tmp_path`, told any field of its arguments."""
+    story = "{} was hungry. He went to the kitchen to look for bread. There was no bread. So he baked a loaf."
+    names = ["Tom", "Mina", "Jorge", "Elif", "Sam", "Ada"]
+    (tmp_path / "texts.txt").write_text("".join(f"{story.format(name)}\n" for name in names))
+    rows = [{"text": f"{name} was hungry.", "positive": f"{name} wanted food."} for name in names]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def build(tokenizer=tokenizer, **settings):
+        given = {
+            "train_file": str(tmp_path / "texts.txt"),
+            "pairs_file": str(tmp_path / "pairs.jsonl"),
+            "output_dir": str(tmp_path / "out"),
+            "max_length": 32,
+            "per_device_train_batch_size": 2,
+            "per_device_pair_batch_size": 4,
+            "use_cpu": True,
+        } | settings
+        groups = []
+        for kind in (DataArguments, ViewArguments, MagnetTrainingArguments):
+            names = {field.name for field in dataclasses.fields(kind)}
+            groups.append(kind(**{name: value for name, value in given.items() if name in names}))
+        return build_data(text_magnet().config, tokenizer, *groups)
+
+    return build
+
+
+def test_data_of_two_files(build, tmp_path, tokenizer):
+    data = build()
+    assert data.eval is None and data.callbacks == []
+    assert data.train.origin(0) == f"{tmp_path}/texts.txt:1"
+    assert data.collator.pair_origin(5) == f"{tmp_path}/pairs.jsonl:6"
+    batch = data.collator([data.train[i] for i in range(4)])
+    assert len(batch["pair_ids"]) == 8
+    assert "wanted food." in tokenizer.decode(batch["pair_input_ids"][8])
+
+
+def test_fingerprint_changes_with_the_data_alone(build, tmp_path):
+    first = build().fingerprint
+    assert first == build(seed=7, mask_ratio=0.5, span_min=5).fingerprint
+    texts = (tmp_path / "texts.txt").read_text()
+    (tmp_path / "texts.txt").write_text(texts.replace("Mina", "Nina"))
+    other = build().fingerprint
+    assert other["train"] != first["train"] and other["pairs"] == first["pairs"]
+    (tmp_path / "pairs.jsonl").write_text((tmp_path / "pairs.jsonl").read_text().replace("Mina", "Nina"))
+    assert build().fingerprint["pairs"] != first["pairs"]
+    (tmp_path / "texts.txt").rename(tmp_path / "moved.txt")
+    assert build(train_file=str(tmp_path / "moved.txt")).fingerprint["train"] == other["train"]
+
+
+def test_no_view_holds_what_no_objective_reads(build):
+    whole, no_masks, no_spans = build(), build(lambda_mntp=0), build(lambda_msg=0)
+    for name, data, empty in (
+        ("mntp_labels", no_masks, True),
+        ("msg_labels", no_spans, True),
+        ("msg_labels", whole, False),
+    ):
+        labels = np.concatenate([getattr(data.train[i]["view"], name) for i in range(len(data.train))])
+        assert (labels == IGNORE).all() == empty
+    assert all((no_spans.train[i]["view"].span_ids == 0).all() for i in range(len(no_spans.train)))
+    assert len(build(lambda_mntp=0, lambda_msg=0).train) == len(whole.train)  # rows that carry the pairs
+
+
+def test_spans_of_fim_rows_stay_without_msg():
+    views = active_views(ViewArguments(fim_ratio=0.5), SimpleNamespace(lambda_mntp=1.0, lambda_msg=0.0))
+    assert views.max_spans == 2
+
+
+def test_dropout_positives_are_the_sentences_themselves(build, tokenizer):
+    settings = {"positives": "dropout", "sscl_dropout": 0.1}
+    of_pairs_file = build(**settings)
+    assert [anchor for anchor, _ in of_pairs_file.collator.pairs] == [anchor for anchor, _ in build().collator.pairs]
+    of_texts = build(**settings, pairs_file=None, min_words=7)
+    for data in (of_pairs_file, of_texts):
+        assert all(anchor == positive for anchor, positive in data.collator.pairs)
+    (first, *_), origin = of_texts.collator.pairs[1], of_texts.collator.pair_origin(1)
+    assert tokenizer.decode(first[1:-1]).endswith("He went to the kitchen to look for bread.")
+    assert origin.endswith("texts.txt:2") and len(of_texts.collator.pairs) == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pairs_file": None}, "lambda_sscl=9.0 needs pairs_file, or set lambda_sscl=0"),
+        (
+            {"pairs_file": None, "positives": "dropout", "sscl_dropout": 0.1},
+            "min_words=20: no sentence of .*texts.txt",
+        ),
+        (
+            {"pairs_file": None, "positives": "dropout", "sscl_dropout": 0.1, "streaming": True},
+            "positives='dropout' with streaming=True: .* Give pairs_file",
+        ),
+    ],
+)
+def test_data_that_cannot_be_built_are_refused(build, settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(**settings)
+
+
+def test_without_sscl_no_pairs_are_read(build, caplog):
+    data = build(lambda_sscl=0, pairs_file="gone.jsonl")
+    assert data.collator.pairs == [] and "pair_ids" not in data.collator([data.train[0]])
+    assert "lambda_sscl=0: pairs_file=gone.jsonl is not read" in caplog.text
+
+
+def test_what_is_in_the_data_is_logged_and_what_is_alarming_warned_of(build, tmp_path, caplog):
+    caplog.set_level("INFO", logger="magnet_train.data")
+    build()
+    assert "data: 6 pairs, 0 identical pairs, 0 near-identical pairs, 0 repeated sentences, 6 texts" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text(
+        (tmp_path / "texts.txt").read_text().splitlines()[0].upper() + "\nA text that nobody has seen so far.\n"
+    )
+    with open(tmp_path / "texts.txt", "a") as texts, open(tmp_path / "pairs.jsonl", "a") as pairs:
+        texts.write("Short.\n" * 6)
+        pairs.write('{"text": "Same.", "positive": "same."}\n' * 6)
+    caplog.clear()
+    build(eval_file=str(held_out), span_min=25)
+    for warning in (
+        "data: 6 identical pairs of 12 pairs: an anchor that equals its positive teaches SSCL nothing",
+        "data: 5 repeated sentences of 12 pairs",
+        "data: 6 texts too short of 12 texts",
+        "rows too short for a span of",
+        "data: 1 held-out texts found in training of 2 held-out texts: the evaluation is not of unseen text",
+    ):
+        assert warning in caplog.text
+
+
+def test_sentences_that_are_cut_are_counted(build, caplog):
+    build(pair_max_length=6)
+    assert "6 of 6 sentences exceed pair_max_length=6 and were cut" in caplog.text

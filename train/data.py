@@ -157,10 +157,6 @@ def check_data(data_args, training_args) -> None:
     sscl, dropout = training_args.lambda_sscl > 0, data_args.positives == "dropout"
     if sscl and not dropout and not data_args.pairs_file:
         raise ValueError(f"lambda_sscl={training_args.lambda_sscl} needs pairs_file, or set lambda_sscl=0.")
-    if sscl and not dropout and len(data_args.pair_columns) != 2:
-        raise ValueError(f"pair_columns={data_args.pair_columns}: name two, a sentence's and its paraphrase's.")
-    if data_args.shuffle_window < 1:
-        raise ValueError(f"shuffle_window={data_args.shuffle_window}: must be at least 1 (no shuffling).")
     if data_args.streaming and sscl and dropout and not data_args.pairs_file:
         raise ValueError(
             "positives='dropout' with streaming=True: the sentences of a stream are not known in advance. Give pairs_file."
