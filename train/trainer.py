@@ -275,9 +275,12 @@ class MagnetTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         try:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(out_of_memory(inputs, self.state.global_step, error)) from error
+        if self.accelerator.sync_gradients and not self.args.fp16:  # fp16 skips such a step and lowers its loss scale
+            check_gradients(self.model, self.state.global_step)
+        return loss
 
     def log(self, logs, start_time=None):
         """Adds loss, accuracy and weight of each objective since the last line, over all processes."""
@@ -318,6 +321,21 @@ def one_span(inputs) -> torch.Tensor:
     return ((inputs["span_ids"] > 0) | (inputs["attention_mask"] == 0)).all(1)
 
 
+def check_gradients(model, step: int) -> None:
+    """Raises `FloatingPointError` for a gradient that is not finite, before clipping makes all the others NaN too."""
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    norm = torch.nn.utils.get_total_norm(gradients.values())
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if not torch.isfinite(norm):
+        names = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        where = (
+            f"of {names[0]} (and {len(names) - 1} more)" if names else "as a whole"
+        )  # squares may overflow in the sum
+        raise FloatingPointError(
+            f"The gradient {where} is not finite at step {step}, though the loss is: training stopped before the weights took it in. Lower learning_rate, or train with bf16=false."
+        )
+
+
 class EpochCallback(TrainerCallback):
     """Tells the data set its epoch. Where processes share the data, accelerate tells the sampler and stops there."""
 
@@ -327,7 +345,7 @@ class EpochCallback(TrainerCallback):
 
 
 class StepCallback(TrainerCallback):
-    """Looks at the gradient before the optimizer takes it in, and at the clock after."""
+    """What is left to do around an optimizer step."""
 
     def __init__(self, trainer: MagnetTrainer):
         self.trainer = trainer
@@ -335,16 +353,6 @@ class StepCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if model.projection_head is not None and self.trainer.metrics.lambdas["sscl"] == 0:
             model.projection_head.zero_grad()  # no gradient is not a gradient of 0: Adam would count the step
-        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        norm = torch.nn.utils.get_total_norm(gradients.values())
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if torch.isfinite(norm) or args.fp16:  # fp16 skips such a step and lowers its loss scale
-            return
-        names = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-        raise FloatingPointError(
-            f"The gradient of {names[0]} (and {len(names) - 1} more) is not finite at step {state.global_step}: training "
-            "stopped before the weights took it in. Lower learning_rate, or train with bf16=false."
-        )
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.metrics.stop_clock()
