@@ -35,6 +35,9 @@ setup(
         "tqdm>=4.66",
         "transformers>=5.3,<6",
     ],
-    extras_require={"quantized": ["bitsandbytes>=0.48"], "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff"]},
+    extras_require={
+        "quantized": ["bitsandbytes>=0.48"],
+        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "tensorboard"],
+    },
     entry_points={"console_scripts": ["magnet = magnet_cli.main:main"]},
 )
