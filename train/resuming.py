@@ -1,7 +1,6 @@
 """From which checkpoint a run goes on, and whether it is still the same run: its settings, its data, its weights."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -29,6 +28,7 @@ STOCK = """seed data_seed max_steps num_train_epochs per_device_train_batch_size
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay max_grad_norm optim optim_args
     optim_target_modules adam_beta1 adam_beta2 adam_epsilon bf16 fp16 full_determinism neftune_noise_alpha
     dataloader_drop_last train_sampling_strategy ignore_data_skip""".split()
+IN_OPTIMIZER = {"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"}
 REFUSED = {
     "enable_jit_checkpoint": "a run saves by itself when SIGTERM or Ctrl-C comes. Leave it out.",
     "save_on_each_node": "a checkpoint is checked as a whole. Put output_dir on a file system that all nodes share.",
@@ -112,16 +112,6 @@ def sharding_of(trainer) -> str:
     return "fsdp" if trainer.is_fsdp_enabled else "deepspeed" if trainer.is_deepspeed_enabled else "none"
 
 
-def fingerprint(data) -> dict[str, str]:
-    """Digests of the tokens that are trained on."""
-    texts, pairs = hashlib.sha256(), hashlib.sha256()
-    for text in data.train.texts:
-        texts.update(text.ids.tobytes() + b"|")
-    for pair in data.train.pairs:
-        pairs.update(json.dumps(pair).encode())
-    return {"texts": texts.hexdigest()[:16], "pairs": pairs.hexdigest()[:16]}
-
-
 def differences(saved: dict, now: dict) -> list[str]:
     """
     One entry for each setting that is not what it was.
@@ -133,8 +123,9 @@ def differences(saved: dict, now: dict) -> list[str]:
     ```
     """
     missing = "not known"
+    stays = " (the checkpoint's stays in force: the optimizer's state holds it)"
     return [
-        f"{name}: {saved.get(name, missing)} in the checkpoint, now {now.get(name, missing)}"
+        f"{name}: {saved.get(name, missing)} in the checkpoint, now {now.get(name, missing)}{stays * (name in IN_OPTIMIZER)}"
         for name in sorted({*saved, *now})
         if saved.get(name, missing) != now.get(name, missing)
     ]

@@ -17,12 +17,12 @@ from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, V
 from .curves import CurvesCallback
 from .data import build_data
 from .guard import guarded
-from .model import build_model, check_lengths, gathered, unquantised
+from .model import build_model, check_lengths, unquantised
 from .output_dir import claimed
 from .processes import on_main
 from .provenance import ConfigurationCallback, describe
 from .recipes import parse_with_sources
-from .resuming import check_same_run, checkpoint_to_resume, fingerprint, run_settings, sharding_of
+from .resuming import check_same_run, checkpoint_to_resume, run_settings, sharding_of
 from .trainer import MagnetTrainer
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,13 @@ def train(
         checkpoint = on_main(training_args, lambda: checkpoint_to_resume(training_args))
         trainer, data = build_trainer(*arguments)
         trainer.add_callback(configuration)
-        settings = run_settings(*arguments, fingerprint(data), sharding_of(trainer))
+        settings = run_settings(*arguments, data.fingerprint, sharding_of(trainer))
         if checkpoint is not None:
             changed_is_fine = training_args.resume_changed
             on_main(training_args, lambda: check_same_run(checkpoint, settings, trainer.model, changed_is_fine))
         with guarded(trainer, settings):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        export(trainer)
+        export(trainer, model_args, view_args)
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
@@ -94,10 +94,13 @@ def build_trainer(model_args, data_args, view_args, training_args):
     return trainer, data
 
 
-def export(trainer: MagnetTrainer) -> None:
+def export(trainer: MagnetTrainer, model_args: ModelArguments, view_args: ViewArguments) -> None:
     """Writes the trained model to `output_dir`. Sharded weights are gathered, so every process takes part."""
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        if model_args.load_in_4bit or model_args.load_in_8bit:
+            model = unquantised(state_dict, model_args, view_args, trainer.processing_class)
+            state_dict = None
         save_checkpoint(model, trainer.processing_class, trainer.args.output_dir, state_dict)
     trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,153 @@
+"""kill -9, a full disk, signals and a rival process: what is left is complete, and the resumed run ends bit-exact."""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import surviving
+from transformers.trainer_utils import get_last_checkpoint
+
+from magnet_train.checkpointing import COMPLETE, checkpoints, newest_complete, problem
+from magnet_train.output_dir import LOCK
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes forked from one that has imported everything: a fresh interpreter costs seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["surviving"])
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), path)))
+    warm = context.Process(target=time.time)  # starts the server
+    warm.start()
+    warm.join()
+    os.environ["PYTHONPATH"] = path or ""
+    return context
+
+
+@pytest.fixture
+def start(processes):
+    """Starts `surviving.train(folder, **settings)` in a process of its own and waits until a step begins."""
+    running = []
+
+    def start(folder, step=1, target=surviving.in_process, **settings):
+        begun, sends = processes.Pipe(duplex=False)
+        process = processes.Process(target=target, args=(str(folder), sends, settings))
+        process.start()
+        running.append((process, begun))
+        sends.close()
+        with contextlib.suppress(EOFError):  # a resumed run may have fewer steps left
+            for _ in range(step):
+                begun.recv()
+        return process
+
+    yield start
+    for process, _ in running:
+        process.kill()
+        process.join()
+
+
+def kill(process, seconds):
+    """kill -9 after some time; says whether it came in time."""
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return surviving.train(tmp_path_factory.mktemp("undisturbed")).state_dict()
+
+
+def distance(model, weights) -> float:
+    return max((value - weights[name]).abs().max().item() for name, value in model.state_dict().items())
+
+
+def in_a_save(folder) -> bool:
+    """A folder `checkpoint-<step>` without `complete.json` is one that was being written, or deleted after a save."""
+    return any(not (path / COMPLETE).is_file() for path in checkpoints(folder))
+
+
+@pytest.mark.parametrize("trials", [4, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_the_run_resumes_bit_exact(start, weights, tmp_path, caplog, trials):
+    """In a step drawn at random, after a time drawn at random: the last may fall into the final export."""
+    started, process = time.monotonic(), start(tmp_path / "undisturbed")
+    process.join()
+    a_step = (time.monotonic() - started) / (surviving.STEPS + 2)  # starting and the export take about one each
+    moments = random.Random(0)
+    killed = saving = stock = 0
+    for trial in range(trials):
+        folder = tmp_path / str(trial)
+        killed += kill(start(folder, moments.randint(1, surviving.STEPS)), moments.uniform(0, 1.2) * a_step)
+        saving += in_a_save(folder)
+        last = get_last_checkpoint(folder)
+        stock += last is not None and problem(Path(last)) is None
+        before = newest_complete(folder)
+        model = surviving.train(folder, resume=True)
+        assert before is None or f"going on from {before}" in caplog.text
+        assert distance(model, weights) == 0, f"killed in trial {trial}, resumed from {before}"
+        assert [problem(path) for path in checkpoints(folder)] == [None]
+        assert (folder / "config.json").is_file()
+    print(
+        f"kill -9: {killed} of {trials} runs, {saving} in a save; the folder that transformers takes is whole {stock} times"
+    )
+    assert killed >= 0.8 * trials and (trials < 20 or saving >= 5)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_bit_exact(start, weights, tmp_path):
+    moments = random.Random(1)
+    for _ in range(4):
+        kill(start(tmp_path, moments.randint(1, 2), resume=True), moments.uniform(0, 0.2))
+    assert distance(surviving.train(tmp_path, resume=True), weights) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_from_outside(start, weights, tmp_path, number, code):
+    process = start(tmp_path, 2, max_steps=10_000)
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == code
+    assert newest_complete(tmp_path) == checkpoints(tmp_path)[-1]
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_the_second_process_in_a_folder_is_refused(start, tmp_path, weights):
+    process = start(tmp_path, max_steps=10_000)
+    with pytest.raises(OSError, match=rf"output_dir='{tmp_path}': process {process.pid} on .* is training into this"):
+        surviving.train(tmp_path, resume=True)
+    process.kill()  # the lock goes with it
+    process.join()
+    assert (tmp_path / LOCK).exists()
+    with contextlib.suppress(ValueError):  # max_steps differ, which is told after the lock is taken
+        surviving.train(tmp_path, resume=True)
+
+
+def with_small_files(folder, begun, settings):
+    """No file may grow beyond 300 kB once the first checkpoint is there: the weights have more."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    try:
+        surviving.in_process(folder, begun, settings)
+    except OSError as error:
+        Path(folder, "told").write_text(str(error))
+        sys.exit(3)
+
+
+def test_a_disk_that_fills_up_while_writing(start, weights, tmp_path):
+    surviving.train(tmp_path, max_steps=2, lr_scheduler_type="constant")
+    process = start(tmp_path, target=with_small_files, resume=True, resume_changed=True)
+    process.join()
+    assert process.exitcode == 3
+    told = (tmp_path / "told").read_text()
+    assert "checkpoint-3 could not be saved: " in told and "too large" in told
+    assert "checkpoint-2 is intact" in told and "--resume true" in told
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert problem(tmp_path / "checkpoint-2") is None
