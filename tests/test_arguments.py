@@ -362,6 +362,12 @@ def test_repeated_rows_of_several_processes_are_refused(tmp_path, monkeypatch):
     check_arguments(*arguments)
 
 
+def test_a_report_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"report_to=\['trackio'\]: trackio is not installed. pip install trackio"):
+        parse_flags(tmp_path, "--report_to", "trackio")
+
+
 @pytest.mark.parametrize(
     ("flags", "warning"),
     [

@@ -11,7 +11,7 @@ BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
 def test_configuration_tells_values_and_their_sources(tmp_path):
     flags = ["--config", "default", *BASE, "--use_cpu", "--output_dir", str(tmp_path), "--adam_beta2", "0.95"]
     *arguments, sources = parse_with_sources(
-        [*flags, "--hub_token", "hf_secret", "--report_to", "tensorboard", "wandb"]
+        [*flags, "--hub_token", "hf_secret", "--report_to", "tensorboard", "mlflow"]
     )
     text = describe(arguments, sources)
     lines = text.splitlines()
@@ -21,7 +21,7 @@ def test_configuration_tells_values_and_their_sources(tmp_path):
         "adam_beta2: 0.95  # flag",
         "text_column: text  # default",
         "lora_target_modules: [q_proj, k_proj, v_proj, o_proj]  # paper.yaml",
-        "report_to: [tensorboard, wandb]  # flag",
+        "report_to: [tensorboard, mlflow]  # flag",
     ):
         assert line in lines, line
     named = {line.split(":")[0] for line in lines[:-1]}

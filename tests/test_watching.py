@@ -122,14 +122,13 @@ def test_tensorboard_receives_every_figure(make, tmp_path, monkeypatch):
 
 def test_trackio_receives_every_figure(make, tmp_path, monkeypatch):
     """Into a local data base: without trackio_space_id nothing leaves the machine."""
-    pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    import trackio
-
-    train_for_logs(make, report_to=["trackio"], output_dir=str(tmp_path / "watched"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    trackio = pytest.importorskip("trackio")
+    train_for_logs(make, report_to=["trackio"])
     (run,) = trackio.Api().runs("magnet")
-    assert run.name == "watched"
-    found = {key for line in run.history() for key in line}
+    assert run.name == tmp_path.name
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    found = {key for line in storage.get_logs("magnet", run.name) for key in line}
     assert {f"train/{name}" for name in FIGURES} | {name.replace("eval_", "eval/", 1) for name in EVALUATED} <= found
 
 
@@ -140,10 +139,10 @@ def test_wandb_receives_every_figure(make, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     import wandb
 
-    train_for_logs(make, report_to=["wandb"], output_dir=str(tmp_path / "watched"))
+    train_for_logs(make, report_to=["wandb"])
     summary, run = dict(wandb.run.summary), wandb.run
     wandb.finish()
-    assert (run.project, run.name) == ("magnet", "watched")
+    assert (run.project, run.name) == ("magnet", tmp_path.name)
     assert {f"train/{name}" for name in FIGURES} | {name.replace("eval_", "eval/", 1) for name in EVALUATED} <= set(
         summary
     )

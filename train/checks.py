@@ -1,5 +1,6 @@
 """Settings that are each right but do not go together: refused where the run would be wrong, warned of where only odd."""
 
+import importlib.util
 import logging
 
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
@@ -24,6 +25,7 @@ def check_arguments(
     _check_kl(model_args, view_args, training_args)
     _check_data(data_args, view_args, training_args)
     _check_processes(training_args)
+    _check_reports(training_args)
     _warn(data_args, training_args)
 
 
@@ -94,6 +96,12 @@ def _check_processes(training_args):
             f"dataloader_drop_last=False: {training_args.world_size} processes would repeat rows to fill the last "
             "batch, and their sentences would be false negatives. Leave it out."
         )
+
+
+def _check_reports(training_args):
+    for name in ("trackio", "tensorboard", "wandb"):
+        if name in training_args.report_to and importlib.util.find_spec(name) is None:
+            raise ValueError(f"report_to={training_args.report_to}: {name} is not installed. pip install {name}")
 
 
 def _warn(data_args, training_args):
