@@ -6,11 +6,12 @@ import sys
 COMMANDS = {
     "demo": ("magnet_cli.demo", "adapt the tiny base for two minutes and compare it with the shipped checkpoint"),
     "train": ("magnet_cli.train", "adapt a Llama: magnet train --config default --model_name_or_path ... "),
+    "paraphrase": ("magnet_cli.paraphrase", "make the sentence pairs: magnet paraphrase --model_name_or_path ... "),
 }
 
 
 def usage() -> str:
-    lines = "\n".join(f"  {name:8}{what}" for name, (_, what) in COMMANDS.items())
+    lines = "\n".join(f"  {name:12}{what}" for name, (_, what) in COMMANDS.items())
     return f"usage: magnet <command> [options]\n\n{lines}\n\nmagnet <command> --help tells a command's options."
 
 

@@ -24,6 +24,9 @@ MODULES = [
     "modeling_magnet.show_mask",
     "magnet_train.fim",
     "magnet_train.losses",
+    "magnet_train.paraphrase",
+    "magnet_train.reading",
+    "magnet_train.sentences",
 ]
 
 

@@ -294,6 +294,7 @@ def test_a_resumed_run_ends_at_the_same_weights(train, tmp_path, row_count, work
     stored = TrainerState.load_from_json(tmp_path / "out/checkpoint-6/trainer_state.json")
     position = Position(**stored.stateful_callbacks["StreamCallback"]["attributes"]["position"])
     assert position.row == 48 and position.epoch == 1
+    assert stored.epoch == 6 / 8
 
 
 def test_a_checkpoint_without_a_position_is_refused(train, tmp_path):

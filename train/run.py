@@ -89,7 +89,7 @@ def build_trainer(model_args, data_args, view_args, training_args):
         eval_dataset=data.eval,
         data_collator=data.collator,
         processing_class=tokenizer,
-        callbacks=[CurvesCallback()],
+        callbacks=[CurvesCallback(), *data.callbacks],
     )
     return trainer, data
 

@@ -1,7 +1,7 @@
 """Texts read while training goes on: an endless, shuffled stream of token blocks that resumes at any row.
 
 Row r is the r-th block of the stream, whatever the number of processes and data-loader workers: each of them reads and
-tokenizes the whole stream (about a million tokens a second and core) and draws views for its own rows only.
+tokenizes the whole stream, because only tokens tell how many rows a document has, and draws views of its own rows only.
 """
 
 import dataclasses
@@ -164,7 +164,7 @@ class StreamCallback(TrainerCallback, ExportableState):
     def state(self) -> dict:
         return {"args": {}, "attributes": {"position": dataclasses.asdict(self.position)}}
 
-    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         stored = state.stateful_callbacks.get(type(self).__name__)
         if state.global_step > 0 and stored is None:
             raise ValueError(
@@ -174,13 +174,11 @@ class StreamCallback(TrainerCallback, ExportableState):
         if state.global_step > 0:
             self.dataset.start(Position(**stored["attributes"]["position"]))
         self.first_step, self.position = state.global_step, self.dataset.first
-        # the seed of the workers, which nobody uses, is not to be drawn from the generator that dropout uses: a resumed
-        # run would be one draw ahead
-        train_dataloader.base_dataloader.generator = torch.Generator()
 
     def on_step_end(self, args, state, control, **kwargs):
         steps = state.global_step - self.first_step
         self.position = self.dataset.position(steps * args.gradient_accumulation_steps)
+        state.epoch = state.global_step / state.max_steps  # a Trainer that skips no data would count from 0 again
 
 
 def source_fingerprint(source: str) -> str:
