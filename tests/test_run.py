@@ -114,7 +114,7 @@ def test_same_command_twice_writes_the_same_weights(flags, tmp_path):
 
 
 def test_sscl_without_pairs_is_refused(flags):
-    with pytest.raises(ValueError, match="lambda_sscl=9.0 needs pairs_file, or set lambda_sscl=0"):
+    with pytest.raises(SystemExit, match="magnet train: lambda_sscl=9.0 needs pairs_file, or set lambda_sscl=0"):
         main(flags(pairs_file=None))
 
 

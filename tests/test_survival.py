@@ -1,20 +1,24 @@
 """kill -9, a full disk, signals and a rival process: what is left is complete, and the resumed run ends bit-exact."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import surviving
+import torch
+from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from magnet_train.checkpointing import COMPLETE, checkpoints, newest_complete, problem
+from magnet_train.checkpointing import COMPLETE, checkpoints, newest_complete, problem, read_complete
 from magnet_train.output_dir import LOCK
 
 
@@ -151,3 +155,23 @@ def test_a_disk_that_fills_up_while_writing(start, weights, tmp_path):
     assert "checkpoint-2 is intact" in told and "--resume true" in told
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
     assert problem(tmp_path / "checkpoint-2") is None
+
+
+@pytest.mark.slow
+def test_two_processes_leave_together_and_fail_together(tmp_path):
+    """SIGTERM reaches one of them; the lock and the differences are seen by the main one alone."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = str(Path(__file__).with_name("surviving_spread.py"))
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, script, str(tmp_path)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for rank in range(2):
+        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert [told[name] for name in ("undisturbed", "left", "resumed")] == ["done", "SystemExit: 0", "done"]
+        assert "lambda_msg: 1.0 in the checkpoint, now 3.0" in told["changed"]
+        assert told["locked"].startswith("OSError: ") and "is training into this folder" in told["locked"]
+    (checkpoint,) = checkpoints(tmp_path / "run")
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= read_complete(checkpoint)["files"].keys()
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("undisturbed", "run"))
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    assert "saved " in done.stderr and "checkpoint-3. Go on with the same command and --resume true" in done.stderr
