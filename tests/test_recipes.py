@@ -1,11 +1,14 @@
 """Every recipe of the paper and of its rivals trains three steps; what makes it that recipe is looked up."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from magnet_train.recipes import parse, read_recipe
+from magnet_train.recipes import NAMES, parse, read_recipe, recipe_names
 from magnet_train.run import build_trainer
 from magnet_train.views import IGNORE
 
@@ -192,3 +195,41 @@ PARTICULAR = {
     "clm_control": is_causal,
     "fim_control": is_fill_in_the_middle,
 }
+
+
+# ---------------------------------------------------------------------------------------------------- docs/training.md
+
+GUIDE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def test_guide_has_every_recipe_and_names_no_other():
+    rows = re.findall(
+        r"^\| (`.*?) \|", GUIDE[GUIDE.index("## Recipes") : GUIDE.index("## What a run leaves")], re.MULTILINE
+    )
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == recipe_names()
+
+
+def test_commands_of_the_guide_parse(tmp_path, monkeypatch):
+    """In a folder with what they name: an own recipe, and what the first run left."""
+    blocks = re.findall(r"```(bash|yaml)\n(.*?)```", GUIDE, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("".join(text for kind, text in blocks if kind == "yaml"))
+    stored = {"extends": "default", "model_name_or_path": "base", "train_file": "texts.txt"}
+    (tmp_path / "runs" / "smol").mkdir(parents=True)
+    (tmp_path / "runs" / "smol" / "training_config.yaml").write_text(yaml.safe_dump(stored))
+    text = "".join(text for kind, text in blocks if kind == "bash").replace("\\\n", " ")
+    commands = [shlex.split(line)[2:] for line in text.splitlines() if line.startswith("magnet train")]
+    assert len(commands) == 5
+    for command in commands:
+        model_args, *_ = parse([*command, "--use_cpu"])  # the recipes expect a GPU
+        assert model_args.model_name_or_path
+
+
+def test_settings_that_the_guide_names_exist():
+    named = set(re.findall(r"`-{0,2}([a-z]+(?:_[a-z0-9]+)+)`", GUIDE))
+    figures = {
+        f"{what}_{name}" for what in ("loss", "accuracy", "eval_loss") for name in ("mntp", "msg", "sscl", "kl")
+    }
+    unknown = named - set(NAMES) - set(recipe_names()) - figures - {"grad_norm", "tokens_per_second", "output_dir"}
+    assert not unknown
