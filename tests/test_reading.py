@@ -242,6 +242,27 @@ def test_a_hub_id_that_cannot_be_had_is_named(monkeypatch):
     assert list_files("no/where") is None
 
 
+def test_a_connection_that_breaks_is_no_bad_row(monkeypatch):
+    def rows():
+        yield {"text": "One."}
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **kwargs: datasets.IterableDataset.from_generator(rows)
+    )
+    with pytest.raises(ConnectionError, match="gone"):
+        load_texts("owner/name", "text", on_bad="skip")
+
+
+def test_a_parquet_file_that_breaks_off_is_named(write):
+    path = write("a.parquet", [{"text": f"Text {i}."} for i in range(1000)])
+    with open(path, "r+b") as file:
+        file.seek(200)
+        file.write(bytes(1000))
+    with pytest.raises(ValueError, match=r"a\.parquet(:1)?: (the file cannot be read from here on|no proper Parquet)"):
+        load_texts(path, "text")
+
+
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 9])
 def test_reading_from_a_number_on(write, tmp_path, start):
     write("a.txt", "1\n\n3\n")

@@ -105,7 +105,8 @@ def read_records(source: str, columns: list[str], start: int = 0, streaming: boo
     """
     files = list_files(source)
     if files is None:
-        yield from _dataset_records(load_hub(source, streaming), source, columns, start)
+        rows = _select(load_hub(source, streaming), source, columns)
+        yield from _dataset_records(rows, source, columns, start)  # a broken connection is no bad row: it is raised
         return
     rows = itertools.chain.from_iterable(_rows(file, columns) for file in files)
     for _ in tqdm(range(start), desc="skip", unit=" rows", leave=False, disable=start < 100_000):
@@ -185,32 +186,34 @@ def load_hub(source: str, streaming: bool):
 
 
 def _parquet_records(file: Path, columns) -> Iterator[Record]:
+    number, unreadable = 0, (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     try:
         rows = datasets.load_dataset("parquet", data_files=[str(file)], split="train", streaming=True)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except unreadable as error:
         yield Record(str(file), None, f"no proper Parquet file ({error})")
-    else:
-        yield from _dataset_records(rows, str(file), columns)
+        return
+    rows = _select(rows, str(file), columns)
+    try:
+        for number, record in enumerate(_dataset_records(rows, str(file), columns), start=1):
+            yield record
+    except unreadable as error:
+        yield Record(f"{file}:{number + 1}", None, f"the file cannot be read from here on ({error})")
+
+
+def _select(rows, source: str, columns):
+    names = rows.column_names
+    if names is None:  # a stream that does not tell in advance
+        return rows
+    for column in columns:
+        if column not in names:
+            raise ValueError(f"{source}: no column {column!r}; it has {names}.")
+    return rows.select_columns(columns)
 
 
 def _dataset_records(rows, source: str, columns, start: int = 0) -> Iterator[Record]:
-    names = rows.column_names
-    if names is not None:
-        for column in columns:
-            if column not in names:
-                raise ValueError(f"{source}: no column {column!r}; it has {names}.")
-        rows = rows.select_columns(columns)
-    rows, number = rows.skip(start), start
+    number = start
     # not `for row in rows`: inside a data-loader worker that would give this worker a share of the rows only
-    batches = rows.iter(batch_size=100)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (ValueError, OSError, RuntimeError) as error:
-            yield Record(f"{source}:{number + 1}", None, f"the data cannot be read from here on ({error})")
-            return
-        if batch is None:
-            return
+    for batch in rows.skip(start).iter(batch_size=100):
         for values in zip(*batch.values()):
             number += 1
             yield _checked(f"{source}:{number}", dict(zip(batch, values)), columns)
