@@ -24,6 +24,8 @@ MODULES = [
     "modeling_magnet.show_mask",
     "magnet_train.fim",
     "magnet_train.losses",
+    "magnet_train.recipes",
+    "magnet_train.resuming",
     "magnet_train.paraphrase",
     "magnet_train.reading",
     "magnet_train.sentences",

@@ -90,18 +90,28 @@ def _read_recipe(config: str, below: tuple = ()) -> tuple[dict, dict[str, str]]:
     if path in below:
         chain = " -> ".join(file.name for file in (*below, path))
         raise ValueError(f"extends={config!r}: the recipes extend each other in a circle ({chain}).")
-    try:
-        lines = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name}: is no YAML: {error}") from None
-    if not isinstance(lines, dict):
-        raise ValueError(f"{path.name}: must hold lines of the form 'key: value'.")
+    lines = _read_yaml(path)
     extended = lines.pop("extends", None)
     settings, sources = _read_recipe(str(extended), (*below, path)) if extended is not None else ({}, {})
     for key in lines:
         if key not in NAMES:
             raise ValueError(f"{path.name}: unknown key {key!r}.{_nearest(key)}")
     return settings | lines, sources | {key: path.name for key in lines}
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree, lines = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name}: is no YAML: {error}") from None
+    if not isinstance(lines, dict):
+        raise ValueError(f"{path.name}: must hold lines of the form 'key: value'.")
+    keys = [key.value for key, _ in tree.value]
+    for key in lines:
+        if keys.count(str(key)) > 1:
+            raise ValueError(f"{path.name}: {key!r} is there twice. Keep one; YAML would take the last in silence.")
+    return lines
 
 
 def _recipe_path(config, below) -> Path:
