@@ -1,7 +1,9 @@
 """From files, folders and Hub data sets to texts and pairs; what is wrong is named by file and line."""
 
 import gzip
+import itertools
 import json
+import re
 
 import datasets
 import pyarrow
@@ -348,6 +350,24 @@ def test_sentences_of_more_than_so_many_words(write):
     found = list(long_sentences(load_texts(path, "text"), min_words=3))
     assert [sentence.text for sentence in found] == ["Mr. Okoro has four words now.", "One two three four."]
     assert [sentence.origin for sentence in found] == [f"{path}:1", f"{path}:2"]
+
+
+def test_sentence_starts_of_the_stories(base_model_path):
+    """The figures of docs/data.md: wrong starts among 1,700, by sentencex and by splitting behind each full stop."""
+    file = base_model_path.parent / "everyday-stories" / "train.jsonl"
+    stories = [json.loads(line)["sentences"] for line in file.read_text().splitlines()]
+
+    def ends(pieces):
+        return set(itertools.accumulate(len(piece) for piece in pieces))
+
+    wrong = {"sentencex": 0, "full stops": 0}
+    for sentences in stories:
+        text = " ".join(sentences) + " "
+        right = ends(sentence + " " for sentence in sentences)
+        wrong["sentencex"] += len(right ^ ends(split_sentences(text)))
+        wrong["full stops"] += len(right ^ {match.end() for match in re.finditer(r"[.!?]['\")\]]*\s+", text)})
+    assert sum(map(len, stories)) == 1700
+    assert wrong == {"sentencex": 3, "full stops": 62}
 
 
 @given(st.text(st.sampled_from("aAé.!?\"'( \n\t\x00\u2028\u3000\u00a0😀。")))

@@ -132,7 +132,9 @@ def build_data(config, tokenizer, data_args, view_args, training_args) -> Traini
     pairs = tokenize_pairs(sentences, tokenizer, config.representation_prompt, data_args.pair_max_length)
     settings = active_views(view_args, training_args)
     parts = (pairs, settings, special_tokens(config, tokenizer), training_args.pairs_per_row, training_args.seed)
-    counts = {"pairs": len(pairs)} | (count_pairs(sentences) if data_args.positives == "column" else {})
+    counts = count_pairs(sentences)
+    if data_args.positives == "dropout":
+        del counts["identical pairs"]  # all are, on purpose
     if data_args.streaming:
         train, callbacks = stream(tokenizer, data_args, training_args, parts)
         fingerprint = source_fingerprint(data_args.train_file)

@@ -260,7 +260,8 @@ def load_texts(source: str, column: str, on_bad: str = "raise") -> list[Document
         `ValueError` naming file and line of the first bad row, or the source if it holds no text at all.
     """
     bad, documents, read = BadRows(on_bad), [], 0
-    for read, record in enumerate(read_records(source, [column]), start=1):
+    records = tqdm(read_records(source, [column]), desc="read", unit=" rows", leave=False)
+    for read, record in enumerate(records, start=1):
         if found := document(record, column, bad):
             documents.append(found)
     bad.report(source)

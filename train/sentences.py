@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import sentencex
+from tqdm.auto import tqdm
 
 from .reading import BadRows, Document, Record, problem_of, read_records
 
 LANGUAGE = "en"  # of sentencex, for its abbreviations; it knows the full stops of other scripts as well
-WIDE_SPACE = re.compile(
-    r"[^\S\t\n\v\f\r ]"
-)  # white space beyond ASCII, on which sentencex 1.0.32 can panic
+WIDE_SPACE = re.compile(r"[^\S\t\n\v\f\r ]")  # white space beyond ASCII, on which sentencex 1.0.32 can panic
 
 
 @dataclass(slots=True)
@@ -53,7 +52,7 @@ def load_pairs(source: str, columns: list[str], on_bad: str = "raise") -> list[P
         `ValueError` naming file and line where one side is missing or empty.
     """
     bad, pairs = BadRows(on_bad), []
-    for record in read_records(source, columns):
+    for record in tqdm(read_records(source, columns), desc="read", unit=" rows", leave=False):
         if record.problem:
             bad.add(record.origin, record.problem)
         elif record.values:  # a blank line has none
@@ -90,8 +89,8 @@ def fold(text: str) -> str:
 
 
 def likeness(one: str, other: str) -> float:
-    """Shared words among all words of two texts (Jaccard)."""
-    words, others = set(fold(one).split()), set(fold(other).split())
+    """Shared words among all words of two folded texts (Jaccard)."""
+    words, others = set(one.split()), set(other.split())
     return len(words & others) / max(len(words | others), 1)
 
 
@@ -104,7 +103,8 @@ def count_pairs(pairs: list[Pair]) -> dict[str, int]:
     {'pairs': 2, 'identical pairs': 1, 'near-identical pairs': 0, 'repeated sentences': 1}
     """
     folded = [(fold(pair.text), fold(pair.positive)) for pair in pairs]
-    near = sum(one != other and likeness(one, other) >= 0.9 for one, other in folded)
+    unlike = tqdm((sides for sides in folded if sides[0] != sides[1]), desc="compare", unit=" pairs", leave=False)
+    near = sum(likeness(one, other) >= 0.9 for one, other in unlike)
     return {
         "pairs": len(pairs),
         "identical pairs": sum(one == other for one, other in folded),
