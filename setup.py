@@ -21,7 +21,7 @@ setup(
     install_requires=[
         "accelerate>=1.10",
         "datasets>=4.0",
-        "filelock>=3.13",
+        "filelock>=4.2",
         "huggingface_hub>=1.0",
         "matplotlib>=3.8",
         "numpy>=1.26",

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import build_magnet
-from surviving import STEPS, TOKENIZER, train
+from surviving import STEPS, train
 from training import magnet, make_trainer
 from transformers import TrainerCallback, TrainerState, modeling_utils
 from transformers.trainer_utils import get_last_checkpoint
@@ -17,9 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from magnet_train import checkpointing, guard, interrupts
 from magnet_train.arguments import MagnetTrainingArguments
 from magnet_train.checkpointing import COMPLETE, checkpoints, mark_complete, newest_complete, problem, rotate
-from magnet_train.output_dir import check_writable
 from magnet_train.resuming import check_weights, checkpoint_to_resume
-from modeling_magnet import export
 
 WEIGHTS = "model.safetensors"
 FILES = [WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
@@ -389,44 +387,7 @@ def test_ctrl_c_twice_leaves_at_once(tmp_path, whole, monkeypatch):
     assert same(train(tmp_path, resume=True), whole[1])
 
 
-# ----------------------------------------------------------------------------------------- the folder, the final files
-
-
-@pytest.mark.parametrize(
-    ("path", "reason"),
-    [("a file", "there is a file of that name"), ("a file/below", "cannot be written to"), ("/proc", "cannot be")]
-    + [("/proc/new", "cannot be written to")],
-)
-def test_an_output_dir_that_cannot_be_written_is_refused_first(tmp_path, path, reason):
-    """Nobody may write into /proc, root neither, whom permission bits do not bind."""
-    (tmp_path / "a file").write_text("")
-    with pytest.raises(OSError, match=f"output_dir='.*{path}': .*{reason}.*Choose another"):
-        check_writable(tmp_path / path)
-
-
-def test_a_final_file_is_never_seen_in_part(tmp_path, monkeypatch):
-    model, other = magnet(), build_magnet(seed=3)
-    export.save_checkpoint(model, TOKENIZER, tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert export.UNFINISHED not in names and {"1_Pooling", "README.md", WEIGHTS} <= names
-    before = (tmp_path / WEIGHTS).read_bytes()
-
-    def fail(config, folder):
-        assert (folder / WEIGHTS).is_file() and (tmp_path / WEIGHTS).read_bytes() == before
-        raise OSError("no more room")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(export, "write_model_card", fail)
-        with pytest.raises(OSError, match="no more room"):
-            export.save_checkpoint(other, TOKENIZER, tmp_path)
-    assert (tmp_path / WEIGHTS).read_bytes() == before and not (tmp_path / export.UNFINISHED).exists()
-
-    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"of an earlier save")
-    state = {name: value + 1 for name, value in other.state_dict().items()}
-    export.save_checkpoint(other, TOKENIZER, tmp_path, dict(state))  # save_pretrained empties it
-    assert {path.name for path in tmp_path.iterdir()} == names
-    saved = safetensors.torch.load_file(tmp_path / WEIGHTS)
-    assert all(torch.equal(value, state[name]) for name, value in saved.items())
+# ------------------------------------------------------------------------------------------------------ complete.json
 
 
 def test_complete_json_names_every_file_and_setting(whole):
