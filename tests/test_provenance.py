@@ -1,9 +1,13 @@
 """Where a run's settings came from: what is printed, what is stored, and that it can be read back."""
 
+import json
+
 import pytest
+import yaml
 
 from magnet_train.provenance import ConfigurationCallback, configuration, describe
 from magnet_train.recipes import OWN_NAMES, parse, parse_with_sources
+from magnet_train.run import main
 
 BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
 
@@ -45,6 +49,28 @@ def test_stored_configuration_gives_the_same_arguments(name, tmp_path):
     for one, other in zip(arguments[:3], again):
         assert one == other
     assert again[3].lr_scheduler_kwargs == {"num_cycles": 2} and again[0].mask_token == "# -"
+
+
+def test_a_run_prints_its_settings_and_keeps_them(tmp_path, base_model_path, capsys):
+    story = "Tom was hungry. He opened the fridge and took a yoghurt. Then he was full and went to bed."
+    (tmp_path / "texts.jsonl").write_text((json.dumps({"story": story}) + "\n") * 4)
+    (tmp_path / "own.yaml").write_text("extends: ablation_mntp_msg\nbf16: false\ndtype: float32\ntext_column: story\n")
+    sizes = "--max_steps 1 --max_length 32 --span_max 8 --per_device_train_batch_size 2 --use_cpu --disable_tqdm true"
+    where = [str(base_model_path), str(tmp_path / "texts.jsonl"), str(tmp_path / "out")]
+    names = ("--model_name_or_path", "--train_file", "--output_dir")
+    flags = [part for pair in zip(names, where) for part in pair] + sizes.split() + ["--hub_token", "hf_secret"]
+    main(["--config", str(tmp_path / "own.yaml"), *flags])
+    printed, stored = capsys.readouterr(), tmp_path / "out" / "training_config.yaml"
+    for line in (
+        "text_column: story  # own.yaml",
+        "lambda_sscl: 0.0  # ablation_mntp_msg.yaml",
+        "max_steps: 1  # flag",
+    ):
+        assert line in printed.out.splitlines() and line in stored.read_text().splitlines()
+    assert "hf_secret" not in printed.out + printed.err + stored.read_text()
+    assert yaml.safe_load(stored.read_text())["learning_rate"] == 3e-5
+    again = parse(["--config", str(stored)])
+    assert (again[0].model_name_or_path, again[3].output_dir, again[3].max_steps) == (where[0], where[2], 1)
 
 
 def test_help_is_about_our_arguments(capsys):

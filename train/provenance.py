@@ -28,8 +28,10 @@ def configuration(arguments) -> dict:
 def describe(arguments, sources: dict[str, str]) -> str:
     """One line for each of our settings and for each other that is not at its default, with its source."""
     settings = configuration(arguments)
-    defaults = MagnetTrainingArguments(use_cpu=arguments[3].use_cpu).to_dict() | {"use_cpu": False}
-    named = [name for name in settings if name in OWN_NAMES or settings[name] != defaults[name]]
+    # a second MagnetTrainingArguments would tell the defaults too, but under DeepSpeed it replaces the run's own state
+    defaults = {field.name: field.default for field in dataclasses.fields(MagnetTrainingArguments)}
+    changed = {name for name in sources if (settings.get(name) or None) != (defaults.get(name) or None)}
+    named = [name for name in settings if name in OWN_NAMES or name in changed]
     lines = [_line(name, settings[name], sources.get(name, "default")) for name in named]
     return "\n".join([*lines, f"({len(settings) - len(named)} more of TrainingArguments are at their defaults)"])
 
