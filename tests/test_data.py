@@ -337,6 +337,7 @@ def test_what_is_in_the_data_is_logged_and_what_is_alarming_warned_of(build, tmp
     build(eval_file=str(held_out), span_min=25)
     for warning in (
         "data: 6 identical pairs of 12 pairs: an anchor that equals its positive teaches SSCL nothing",
+        f"data: the first identical pairs stand at {tmp_path}/pairs.jsonl:7, {tmp_path}/pairs.jsonl:8, ",
         "data: 5 repeated sentences of 12 pairs",
         "data: 6 texts too short of 12 texts",
         "rows too short for a span of",

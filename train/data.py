@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from transformers import TrainerCallback
 
 from .blocks import Text, tokenize_sentences, tokenize_texts
 from .reading import Document, load_texts
-from .sentences import Pair, PairOrder, count_pairs, fold, group_pairs, load_pairs, long_sentences
+from .sentences import Pair, PairOrder, count_pairs, fold, group_pairs, identical_pairs, load_pairs, long_sentences
 from .streaming import BlockStream, StreamCallback, StreamedDataset, source_fingerprint
 from .views import IGNORE, SpecialTokens, sample_view, special_tokens
 
@@ -142,7 +143,7 @@ def build_data(config, tokenizer, data_args, view_args, training_args) -> Traini
         texts, callbacks = tokenize_texts(documents, tokenizer, data_args.max_length), []
         train, fingerprint = MagnetDataset(texts, *parts), hash_ids(text.ids for text in texts)
         counts |= count_texts(documents, texts, settings) | count_held_out(documents, held_out)
-    report(counts)
+    report(counts, sentences)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     held_out = tokenize_texts(held_out, tokenizer, data_args.max_length) if held_out else None
     return TrainingData(
@@ -236,9 +237,12 @@ def count_held_out(documents, held_out) -> dict[str, int]:
     return {"held-out texts": len(held_out), "held-out texts found in training": found}
 
 
-def report(counts: dict[str, int]) -> None:
+def report(counts: dict[str, int], pairs: list[Pair]) -> None:
     """One line of counts, and a warning for each that is alarming."""
     logger.info("data: %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    if counts.get("identical pairs"):
+        first = ", ".join(pair.origin for pair in itertools.islice(identical_pairs(pairs), 3))
+        logger.warning("data: the first identical pairs stand at %s.", first)
     for name, (whole, share, why) in ALARMS.items():
         if counts.get(name, 0) > share * counts.get(whole, 0):
             logger.warning("data: %d %s of %d %s: %s.", counts[name], name, counts[whole], whole, why)

@@ -113,6 +113,11 @@ def count_pairs(pairs: list[Pair]) -> dict[str, int]:
     }
 
 
+def identical_pairs(pairs: list[Pair]) -> Iterator[Pair]:
+    """Those whose sides differ in case and spacing at most."""
+    return (pair for pair in pairs if fold(pair.text) == fold(pair.positive))
+
+
 def group_pairs(pairs: list[tuple]) -> list[int]:
     """
     The group of each pair: its first member's number. Pairs that share a text, on either side, are no negatives of

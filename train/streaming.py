@@ -171,8 +171,7 @@ class StreamCallback(TrainerCallback, ExportableState):
                 f"streaming=True: the checkpoint of step {state.global_step} holds no position in a stream, because it "
                 "was trained without. Resume it with streaming=False, or start anew."
             )
-        if state.global_step > 0:
-            self.dataset.start(Position(**stored["attributes"]["position"]))
+        self.dataset.start(Position(**stored["attributes"]["position"]) if state.global_step > 0 else Position())
         self.first_step, self.position = state.global_step, self.dataset.first
 
     def on_step_end(self, args, state, control, **kwargs):
