@@ -331,13 +331,9 @@ def test_a_save_that_fails_says_what_is_left(broken_off, monkeypatch, where):
 
 
 def test_an_error_outside_a_save_is_not_touched(broken_off):
-    with pytest.raises(RuntimeError, match="^of another kind$"):
-        train(broken_off, [Steps(at=5, do=lambda: broke())], resume=True, save_total_limit=None)
+    with pytest.raises(ZeroDivisionError):
+        train(broken_off, [Steps(at=5, do=lambda: 1 / 0)], resume=True, save_total_limit=None)
     assert problem(broken_off / "checkpoint-4") is None
-
-
-def broke():
-    raise RuntimeError("of another kind")
 
 
 # ------------------------------------------------------------------------------------------------------------ signals
@@ -385,9 +381,6 @@ def test_ctrl_c_twice_leaves_at_once(tmp_path, whole, monkeypatch):
         train(tmp_path, [steps])
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-3"
     assert same(train(tmp_path, resume=True), whole[1])
-
-
-# ------------------------------------------------------------------------------------------------------ complete.json
 
 
 def test_complete_json_names_every_file_and_setting(whole):
