@@ -20,6 +20,7 @@ from .modeling_magnet import (
     MagnetLlamaForTokenClassification,
     MagnetLlamaModel,
 )
+from .streaming_magnet import InfillEvent, InfillStreamer
 
 AutoConfig.register("magnet_llama", MagnetLlamaConfig)
 AutoModel.register(MagnetLlamaConfig, MagnetLlamaModel)

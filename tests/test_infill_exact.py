@@ -227,7 +227,8 @@ def test_one_prefill_per_document_then_one_token_a_step(sdpa_model, tokenizer, a
         sdpa_model.infill(batch, tokenizer, length=5, order="parallel", **sampling)
     finally:
         handle.remove()
-    assert shapes == [(2, longest)] + [(3 * alternatives, 1)] * 5  # 2 documents, 3 gaps
+    assert shapes[:6] == [(2, longest)] + [(3 * alternatives, 1)] * 5  # 2 documents, 3 gaps
+    assert len(shapes) == 6 + (alternatives > 1) * 3 * 2  # alternatives are ranked: a text and what goes on, a gap
 
 
 def test_nothing_shared_is_changed(sdpa_model, tokenizer):

@@ -78,7 +78,7 @@ def test_the_callers_characters_come_back(model, tokenizer, texts, order):
 def test_an_empty_fill_gives_the_text_itself(model, tokenizer, texts):
     end_at_once = {"sequence_bias": {(2,): 1e4}}
     output = model.infill([texts[0], Gap(), texts[1]], tokenizer, return_dict=True, **end_at_once)
-    assert output == InfillOutput("".join(texts), [InfilledGap("", [], "end_token")])
+    assert output == InfillOutput("".join(texts), [InfilledGap("", [], "end_token", span=(len(texts[0]),) * 2)])
 
 
 def escape(text, marker):

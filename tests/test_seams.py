@@ -5,7 +5,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LogitsProcessor, PreTrainedTokenizerFast
 
-from modeling_magnet.gaps_magnet import SENTINELS, context_ids, read_document
+from modeling_magnet.gaps_magnet import Gap, read_document
+from modeling_magnet.seams_magnet import SENTINELS, context_ids
 
 PIECES = [
     "",
@@ -59,7 +60,7 @@ def test_every_sentinel_of_this_tokenizer_merges(greedy_merger):
 @pytest.mark.parametrize("right", PIECES)
 @pytest.mark.parametrize("middle", PIECES[1:])
 def test_pieces_are_encoded_whole(greedy_merger, middle, right):
-    document = read_document(f"x<|gap|>{middle}<|gap|>{right}", "<|gap|>", 4, 64, 0)
+    document = read_document(f"x<|gap|>{middle}<|gap|>{right}", "<|gap|>", Gap(4), {}, 0)
     left_ids, middle_ids, right_ids = context_ids(document, greedy_merger)
     decoded = [greedy_merger.decode(ids) for ids in (left_ids[1:], middle_ids, right_ids)]
     healed = middle.removesuffix(" ") if middle.strip() else middle  # a word's token brings the space before it
