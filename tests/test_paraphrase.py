@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,6 +230,15 @@ def test_the_prefix_is_put_before_each_and_control_tokens_stay_text(model, token
 def test_arguments_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ParaphraseArguments("model", "input", "output", **settings)
+
+
+def test_the_command_of_the_docs_is_understood(monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/data.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"```bash\n(magnet paraphrase .*?)```", page, flags=re.DOTALL)
+    asked = []
+    monkeypatch.setattr(module, "paraphrase", asked.append)
+    main(shlex.split(command.replace("\\\n", " "))[1:])
+    assert (asked[0].prefix, asked[0].unit, asked[0].output) == ("paraphrase: ", "sentence", "pairs.jsonl")
 
 
 def test_the_command(model, tmp_path, base_model_path, caplog):

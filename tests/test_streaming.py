@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import shlex
+import shutil
 
 import datasets
 import numpy as np
@@ -21,6 +23,7 @@ from magnet_train.arguments import DataArguments, MagnetTrainingArguments, ViewA
 from magnet_train.blocks import tokenize_documents
 from magnet_train.data import MagnetCollator, stream
 from magnet_train.reading import load_texts
+from magnet_train.run import main
 from magnet_train.streaming import BlockStream, Position, StreamedDataset, source_fingerprint
 from magnet_train.trainer import MagnetTrainer
 from magnet_train.views import SpecialTokens
@@ -305,6 +308,23 @@ def test_a_checkpoint_without_a_position_is_refused(train, tmp_path):
     path.write_text(json.dumps(state))
     with pytest.raises(ValueError, match="streaming=True: the checkpoint of step 3 holds no position in a stream"):
         train(6, resume=str(path.parent))
+
+
+@pytest.mark.slow
+def test_the_command_streams_and_resumes(source, base_model_path, tmp_path):
+    stories = base_model_path.parent / "everyday-stories" / "train.jsonl"
+    flags = f"--config demo --model_name_or_path {base_model_path} --train_file {source} --text_column text --streaming true"
+    flags += f" --pairs_file {stories} --max_length {MAX_LENGTH} --span_max 8 --max_steps 6 --sscl_start_step 1 --bf16 false"
+    flags += " --per_device_train_batch_size 4 --per_device_pair_batch_size 4 --save_strategy steps --save_steps 4"
+    for out, resume, workers in (("whole", "false", 0), ("cut", "false", 2), ("cut", "true", 0)):
+        if resume == "true":
+            shutil.rmtree(tmp_path / "cut/checkpoint-6")
+        more = f" --output_dir {tmp_path / out} --resume {resume} --dataloader_num_workers {workers}"
+        main(shlex.split(flags + more))
+    whole, cut = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "cut"))
+    assert whole == cut
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut/train_log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 6
 
 
 def test_a_position_is_plain_numbers():
