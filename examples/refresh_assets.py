@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "assets" / "magnet-tiny"
 
 for shipped in FOLDER.glob("*.py"):
-    shutil.copyfile(ROOT / "modeling_magnet" / shipped.name, shipped)
+    shipped.unlink()
+for source in (ROOT / "modeling_magnet").glob("*_magnet.py"):
+    shutil.copyfile(source, FOLDER / source.name)
 config = MagnetLlamaConfig.from_pretrained(FOLDER)
 write_sentence_transformer_files(config, FOLDER)
 write_model_card(config, FOLDER)

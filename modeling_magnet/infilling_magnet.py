@@ -1,19 +1,21 @@
 """infill(), infill_stream() and score_infill(): gaps in a text are filled from both sides (sections 3.1 and 4.3).
 
-`decoding_magnet.py` writes fills, `scoring_magnet.py` ranks them, `gaps_magnet.py` and `seams_magnet.py` read and join texts.
+`gaps_magnet.py` and `seams_magnet.py` read and join texts, `decoding_magnet.py` writes fills, `scoring_magnet.py` and
+`selection_magnet.py` rank them, `streaming_magnet.py` tells of them while they are written.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from .decoding_magnet import Decoder, Job, Written
 from .gaps_magnet import Document, Gap, InfilledGap, check_positive, read_document
-from .scoring_magnet import SELECTIONS, continuation_logprobs, span_logprobs
+from .scoring_magnet import span_logprobs
 from .seams_magnet import close_seam, context_ids, cut_at, fill_ids, fill_text, overlap
+from .selection_magnet import SELECTIONS, Choice, rank, score_joins
 from .streaming_magnet import InfillEvent, InfillStreamer, stream_events
 
 OWN_ARGUMENTS = {
@@ -34,17 +36,6 @@ OWN_ARGUMENTS = {
     "use_cache",
 }
 GRID = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-
-
-@dataclass
-class Choice:
-    """How many fills are written for a gap, and which are kept."""
-
-    selection: str | Callable
-    num_candidates: int | None
-    num_return_sequences: int
-    join_tokens: int
-    details: bool  # whether all scores are wanted, or only what the selection needs
 
 
 class InfillingMixin:
@@ -271,7 +262,7 @@ class InfillingMixin:
         for (document, gap), fills in zip(targets, found):
             if len(fills) < wanted:
                 raise ValueError(f"num_return_sequences={wanted}: gap {gap} has only {len(fills)} candidates.")
-            ranked.append(self._rank(document, gap, fills, decoder, choice)[:wanted])
+            ranked.append(rank(self, document, gap, fills, choice, decoder.beams)[:wanted])
             if decoder.streamer:
                 decoder.streamer.filled(document, gap, ranked[-1][0])
         return ranked
@@ -332,31 +323,7 @@ class InfillingMixin:
                 break
         return fill_ids(text, document, gap, tokenizer), None
 
-    # ---------------------------------------------------------------------------------------------------- selection
-
-    def _rank(self, document, gap, fills, decoder, choice) -> list[InfilledGap]:
-        """The best first. Beam search has an order of its own."""
-        rule = choice.selection
-        if rule == "auto":
-            rule = "joint" if document.gaps[gap].candidates else "beams" if decoder.beams > 1 else "join"
-            searched = document.gaps[gap].is_free and self.config.infill_end_token_id is None
-            rule = "join" if rule == "beams" and searched else rule
-        if choice.details or callable(rule) or (rule in ("join", "joint") and len(fills) > 1):
-            self._score_joins(document, gap, fills, choice.join_tokens)
-        if rule == "beams" or (len(fills) == 1 and not choice.details):
-            return fills
-        for fill in fills:
-            fill.score = score_of(fill, rule)
-        return sorted(fills, key=lambda fill: -fill.score)
-
-    def _score_joins(self, document, gap, fills, join_tokens) -> None:
-        right = document.ids[gap + 1][:join_tokens]
-        rows = [fill.token_ids + right for fill in fills]
-        scored = continuation_logprobs(self, document.left_ids(gap), rows)
-        for fill, logprobs in zip(fills, scored):
-            behind = logprobs[len(fill.token_ids) :]
-            fill.join_score = sum(behind) / len(behind) if behind else None
-            fill.joint_score = sum(logprobs)
+    # ------------------------------------------------------------------------------------------------- given fills
 
     def _score_document(self, document, texts, number, layout, order, decoder, choice) -> None:
         if isinstance(texts, str) or len(texts) != len(document.gaps):
@@ -372,7 +339,7 @@ class InfillingMixin:
             fill.token_logprobs, fill.end_logprob = span_logprobs(
                 self, document, gap, document.gaps[gap], row, decoder.budget, end
             )
-            self._score_joins(document, gap, [fill], choice.join_tokens)
+            score_joins(self, document, gap, [fill], choice.join_tokens)
             fills.append(fill)
             if order == "sequential":
                 document.fills[gap] = fill
@@ -430,24 +397,6 @@ class InfillingMixin:
                 f"max_position_embeddings={limit}; {max(limit - len(ids), 0)} positions are left for the gaps. Shorten the "
                 "text, or pass a smaller length."
             )
-
-
-def score_of(fill: InfilledGap, rule: str | Callable) -> float:
-    """What alternatives are sorted by; without a text behind the gap, only a fill's own likelihood is left."""
-    if callable(rule):
-        return float(rule(fill))
-    if rule == "end":
-        return -math.inf if fill.end_logprob is None else fill.end_logprob
-    if rule in ("join", "joint") and fill.join_score is not None:
-        return fill.join_score if rule == "join" else fill.joint_score
-    logprobs = fill.token_logprobs
-    if logprobs is None:
-        return (
-            -math.inf
-            if rule == "mean_logprob" or not fill.joint_score
-            else fill.joint_score / max(len(fill.token_ids), 1)
-        )
-    return sum(logprobs) / max(len(logprobs), 1)
 
 
 def _with_fills(document: Document, fills: dict[int, InfilledGap]) -> Document:

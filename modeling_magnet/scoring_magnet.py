@@ -1,8 +1,4 @@
-"""Which of several fills is best: the likelihood of the text behind the gap under the base model, in causal mode.
-
-Fills of different lengths cannot be compared by their own likelihood: its sum prefers short fills, its mean generic ones.
-What stands behind the gap is the same for all of them, so its likelihood can.
-"""
+"""Likelihoods of given tokens: of a fill under the model, of fill and text behind under the base model in causal mode."""
 
 from dataclasses import replace
 
@@ -10,8 +6,6 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from .adapter_magnet import adapter_gate
-
-SELECTIONS = ("auto", "end", "join", "joint", "mean_logprob")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from modeling_magnet import ATTENTION_MODES, MagnetLlamaForCausalLM, configuration_magnet
 from modeling_magnet.export import save_checkpoint
 
-CODE_FILES = {f"{name}_magnet.py" for name in ("configuration", "modeling", "attention", "adapter", "encoding")}
+CODE_FILES = {path.name for path in SOURCES.glob("*_magnet.py")}_magnet.py" for name in ("configuration", "modeling", "attention", "adapter", "encoding")}
 CODE_FILES |= {"infilling_magnet.py", "gaps_magnet.py"}
 DATA_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 OTHER_FILES = {"README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}

@@ -1,28 +1,52 @@
-"""Texts with gaps: reading the caller's input, turning it into tokens, and joining fills to it without a visible seam.
+"""Texts with gaps: what a caller may say about a gap, what comes back, and how the input is read.
 
 The caller's own characters are never decoded from tokens: they come back verbatim.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-SENTINELS = ("\n", ".", "a")  # put before a piece of text that continues a document, see _continuation_ids
+STOPS = ("sentence", "line", "word")
 
 
 @dataclass
 class Gap:
     """
-    A gap in a list of parts, `["Tom was hungry.", Gap(length=8), " He was full."]`.
+    A gap in a list of parts, `["Tom was hungry.", Gap(length=8), " He was full."]`. What is left out is the call's.
 
     Args:
-        length (`int` or `"auto"`, *optional*): Exact number of tokens, or until the model ends the gap by itself.
-            Defaults to the call's `length`.
-        max_new_tokens (`int`, *optional*): Most tokens of a gap of free length. Defaults to the call's.
+        length (`int`, `(int, int)` or `"auto"`, *optional*): Exact number of tokens; fewest and most; or until the model
+            ends the gap by itself.
+        max_new_tokens (`int`, *optional*): Most tokens of a gap with `length="auto"`.
+        min_new_tokens (`int`, *optional*): Fewest tokens of a gap with `length="auto"`.
+        name (`str`, *optional*): Found again in the result; in a string, `<|gap:name|>`.
+        prefix (`str`, *optional*): The fill starts with this.
+        stop (`str`, list of `str` or callable, *optional*): Where to end a fill: behind the first `"sentence"`, `"line"`
+            or `"word"`; before the first of these strings; or where a function of the text so far says (an index, or
+            `None` to go on).
+        candidates (list of `str`, *optional*): The fill is the best of these; nothing is generated.
     """
 
-    length: int | Literal["auto"] | None = None
+    length: int | tuple[int, int] | Literal["auto"] | None = None
     max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    name: str | None = None
+    prefix: str | None = None
+    stop: str | list[str] | Callable[[str], int | None] | None = None
+    candidates: list[str] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the model decides where the fill ends."""
+        return not isinstance(self.length, int)
+
+    def limits(self) -> tuple[int, int]:
+        """Fewest and most tokens."""
+        if isinstance(self.length, int):
+            return self.length, self.length
+        return self.length if isinstance(self.length, tuple) else (self.min_new_tokens or 0, self.max_new_tokens)
 
 
 @dataclass
@@ -32,14 +56,32 @@ class InfilledGap:
 
     Attributes:
         text (`str`): The fill, as it stands in the whole text.
-        token_ids (`list[int]`): The tokens generated, without the end token.
-        finish_reason (`str`): `"exact_length"`, `"end_token"`, `"max_tokens"` (the budget ran out: the fill may break
-            off in mid-sentence) or `"stop"` (a stopping criterion of the caller's).
+        token_ids (`list[int]`): Its tokens, without the end token.
+        finish_reason (`str`): `"exact_length"`, `"end_token"`, `"stop"`, `"candidate"`, or `"max_tokens"`: the budget ran
+            out, and the fill may break off in mid-sentence.
+        name (`str`, *optional*): The gap's name.
+        span (`tuple[int, int]`): Where the fill stands in the whole text, in characters.
+        token_logprobs (`list[float]`, *optional*): Log-probability of each token under the model, in nats, before any
+            sampling setting.
+        end_logprob (`float`, *optional*): That of the end token behind the fill.
+        join_score (`float`, *optional*): How well the text goes on behind the fill: mean log-probability of the next
+            `join_tokens` tokens of the text under the base model, in nats.
+        joint_score (`float`, *optional*): Log-probability of fill and those tokens together under the base model.
+        trimmed (`str`): What was taken off the fill's end because the text behind it says the same.
+        score (`float`, *optional*): What alternatives are sorted by.
     """
 
     text: str
     token_ids: list[int]
     finish_reason: str
+    name: str | None = None
+    span: tuple[int, int] = (0, 0)
+    token_logprobs: list[float] | None = field(default=None, compare=False)
+    end_logprob: float | None = field(default=None, compare=False)
+    join_score: float | None = field(default=None, compare=False)
+    joint_score: float | None = field(default=None, compare=False)
+    trimmed: str = ""
+    score: float | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -49,65 +91,89 @@ class InfillOutput:
     text: str
     gaps: list[InfilledGap]
 
+    def __getitem__(self, name: str) -> InfilledGap:
+        """The gap of that name."""
+        return next(gap for gap in self.gaps if gap.name == name)
+
 
 @dataclass
 class Document:
-    """A text with gaps: `texts[i]`, `gaps[i]`, `texts[i + 1]`, ...; `fills[i]` is None until gap i is filled."""
+    """
+    A text with gaps: `texts[i]`, `gaps[i]`, `texts[i + 1]`, ...; `fills[i]` is None until gap i is filled. `begun[i]` are
+    tokens of a long fill that have become context already.
+    """
 
     texts: list[str]
     gaps: list[Gap]
     ids: list[list[int]] = field(default_factory=list)  # tokens of each text; [BOS] opens the first
     fills: list[InfilledGap | None] = field(default_factory=list)
+    begun: list[list[int]] = field(default_factory=list)
+    number: int = 0  # of the batch
 
-    def layout(self, free_offset) -> tuple[list[int], list[int], dict[int, int]]:
-        """Tokens and positions of the context, and for each open gap the index of the token to its left."""
+    def layout(self, budget) -> tuple[list[int], list[int], dict[int, int]]:
+        """Tokens and positions of the context, and for each open gap the index of the token to its left. `budget(gap,
+        begun)` says how many positions an open gap takes."""
         ids, positions, left_of, position = [], [], {}, 0
         for i, text_ids in enumerate(self.ids):
             known = list(text_ids)
             if i > 0 and self.fills[i - 1] is not None:  # a filled gap is context
                 known = self.fills[i - 1].token_ids + known
+            if i < len(self.gaps) and self.fills[i] is None:
+                known = known + self.begun[i]
             ids += known
             positions += range(position, position + len(known))
             position += len(known)
             if i < len(self.gaps) and self.fills[i] is None:
                 left_of[i] = len(ids) - 1
-                position += self.gaps[i].length if self.gaps[i].length != "auto" else free_offset(self.gaps[i])
+                position += budget(self.gaps[i], len(self.begun[i]))
         return ids, positions, left_of
 
-    def text(self) -> str:
-        pieces = [self.texts[0]]
-        for fill, text in zip(self.fills, self.texts[1:]):
-            pieces += [fill.text, text]
-        return "".join(pieces)
+    def left_ids(self, gap: int) -> list[int]:
+        """All tokens left of a gap; gaps that are still open are passed over."""
+        ids = list(self.ids[0])
+        for fill, text_ids in zip(self.fills[:gap], self.ids[1 : gap + 1]):
+            ids += (fill.token_ids if fill else []) + text_ids
+        return ids
+
+    def output(self) -> InfillOutput:
+        text = self.texts[0]
+        for gap, fill, right in zip(self.gaps, self.fills, self.texts[1:]):
+            fill.name, fill.span = gap.name, (len(text), len(text) + len(fill.text))
+            text += fill.text + right
+        return InfillOutput(text, self.fills)
 
 
 def split_at_gaps(text: str, gap_token: str) -> list[str | Gap]:
     r"""
-    Splits a string at its gap markers. A backslash before a marker makes it text; two make one backslash and a gap.
+    Splits a string at its gap markers. A backslash before a marker makes it text; two make one backslash and a gap. A
+    marker that ends in `|>` may name its gap.
 
     Example:
 
     ```python
     >>> from modeling_magnet.gaps_magnet import split_at_gaps
-    >>> split_at_gaps("a <|gap|> b \\<|gap|>", "<|gap|>")
-    ['a ', Gap(length=None, max_new_tokens=None), ' b <|gap|>']
+    >>> [getattr(part, "name", part) for part in split_at_gaps("a <|gap:x|> b \\<|gap|>", "<|gap|>")]
+    ['a ', 'x', ' b <|gap|>']
 
     ```
     """
+    marker = re.escape(gap_token)
+    if gap_token.endswith("|>"):
+        marker = re.escape(gap_token[:-2]) + r"(?::(?P<name>[A-Za-z_]\w*))?" + re.escape("|>")
     parts, written, end = [], "", 0
-    for match in re.finditer(r"(\\*)" + re.escape(gap_token), text):
-        backslashes = len(match[1])
+    for match in re.finditer(r"(?P<slashes>\\*)(?P<marker>" + marker + ")", text):
+        backslashes = len(match["slashes"])
         written += text[end : match.start()] + "\\" * (backslashes // 2)
         end = match.end()
         if backslashes % 2:
-            written += gap_token
+            written += match["marker"]
         else:
-            parts += [written, Gap()]
+            parts += [written, Gap(name=match.groupdict().get("name"))]
             written = ""
     return [*parts, written + text[end:]]
 
 
-def read_document(parts: str | list, gap_token: str, length, max_new_tokens, number: int) -> Document:
+def read_document(parts: str | list, gap_token: str, defaults: Gap, named: dict[str, Gap], number: int) -> Document:
     """Makes a document of a string with markers or of a list of strings and gaps; raises where it has no clear gap."""
     where = f"inputs[{number}]"
     if isinstance(parts, str):
@@ -120,12 +186,7 @@ def read_document(parts: str | list, gap_token: str, length, max_new_tokens, num
             check_text(where, part)
             texts[-1] += part
         elif isinstance(part, Gap):
-            gaps.append(
-                Gap(
-                    length if part.length is None else part.length,
-                    max_new_tokens if part.max_new_tokens is None else part.max_new_tokens,
-                )
-            )
+            gaps.append(complete(complete(part, named.get(part.name, Gap())), defaults))
             texts.append("")
         else:
             raise ValueError(f"{where}: {part!r} is neither a string nor a Gap.")
@@ -137,7 +198,56 @@ def read_document(parts: str | list, gap_token: str, length, max_new_tokens, num
         )
     if not any(texts):
         raise ValueError(f"{where}: no text around the gap. Use generate() to write from nothing.")
-    return Document(texts, gaps, fills=[None] * len(gaps))
+    names = [gap.name for gap in gaps if gap.name is not None]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: the gaps are named {names}: a name may be there once.")
+    for gap in gaps:
+        check_gap(where, gap)
+    return Document(texts, gaps, fills=[None] * len(gaps), begun=[[] for _ in gaps], number=number)
+
+
+def complete(gap: Gap, other: Gap) -> Gap:
+    """A gap with what it leaves open taken from another."""
+    return replace(gap, **{key: value for key, value in vars(other).items() if getattr(gap, key) is None})
+
+
+def check_gap(where: str, gap: Gap) -> None:
+    length = gap.length
+    if isinstance(length, (tuple, list)):
+        if len(length) != 2 or any(isinstance(n, bool) or not isinstance(n, int) for n in length):
+            raise ValueError(f"{where}: length={length!r}: a range is two integers, fewest and most tokens.")
+        if not 0 <= length[0] <= length[1] or length[1] < 1:
+            raise ValueError(f"{where}: length={length!r}: the fewest tokens must not be more than the most.")
+        gap.length = tuple(length)
+    elif length != "auto":
+        check_positive(f"{where}: length", length)
+    else:
+        check_positive(f"{where}: max_new_tokens", gap.max_new_tokens)
+        if gap.min_new_tokens is not None and not 0 <= gap.min_new_tokens <= gap.max_new_tokens:
+            raise ValueError(
+                f"{where}: min_new_tokens={gap.min_new_tokens}: must lie between 0 and max_new_tokens={gap.max_new_tokens}."
+            )
+    _check_strings(where, gap)
+
+
+def _check_strings(where, gap):
+    if isinstance(gap.stop, str) and gap.stop not in STOPS:
+        raise ValueError(
+            f"{where}: stop={gap.stop!r}: must be one of {', '.join(STOPS)}, a list of strings, or a function."
+        )
+    if isinstance(gap.stop, (list, tuple)) and not (gap.stop and all(isinstance(s, str) and s for s in gap.stop)):
+        raise ValueError(f"{where}: stop={gap.stop!r}: must hold strings that are not empty.")
+    if gap.prefix is not None:
+        if not isinstance(gap.prefix, str):
+            raise ValueError(f"{where}: prefix={gap.prefix!r}: must be a string.")
+        check_text(where, gap.prefix)
+    if gap.candidates is not None:
+        if isinstance(gap.candidates, str) or not gap.candidates:
+            raise ValueError(f"{where}: candidates={gap.candidates!r}: must be a list of strings that is not empty.")
+        for candidate in gap.candidates:
+            if not isinstance(candidate, str):
+                raise ValueError(f"{where}: candidates holds {candidate!r}, which is no string.")
+            check_text(where, candidate)
 
 
 def check_text(where: str, text: str) -> None:
@@ -154,45 +264,3 @@ def check_text(where: str, text: str) -> None:
 def check_positive(name: str, value) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r}: must be a positive integer.")
-
-
-def context_ids(document: Document, tokenizer) -> list[list[int]]:
-    """
-    Token ids of each text, with special-token parsing off. One space left of a gap is not encoded: a word carries the
-    space before it, so a lone space would be followed by a token the model never saw there.
-    """
-    pieces = [_heal(text) for text in document.texts[:-1]] + document.texts[-1:]
-    first = tokenizer(pieces[0], add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [[tokenizer.bos_token_id, *first]] + [_continuation_ids(piece, tokenizer) for piece in pieces[1:]]
-
-
-def _heal(text: str) -> str:
-    """The text without its one trailing space, unless it is nothing but that space."""
-    return text[:-1] if text.endswith(" ") and text[-2:-1].strip() else text
-
-
-def _continuation_ids(text: str, tokenizer) -> list[int]:
-    """
-    Ids of a text that goes on after something else. Alone, a SentencePiece tokenizer would put a space before it; so a
-    sentinel is put before it and its tokens dropped, the first sentinel that does not merge with the text.
-    """
-    if not text:
-        return []
-    for sentinel in SENTINELS:
-        alone = tokenizer(sentinel, add_special_tokens=False)["input_ids"]
-        both = tokenizer(sentinel + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if both[: len(alone)] == alone:
-            return both[len(alone) :]
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-
-def seam_text(fill_ids: list[int], document: Document, gap: int, tokenizer) -> str:
-    """The fill's characters, decoded behind the tokens to its left, so that its first space is neither lost nor doubled."""
-    tail = document.ids[gap][-8:]
-    tail = tail[1:] if tail[:1] == [tokenizer.bos_token_id] else tail
-    keep = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    text = tokenizer.decode(tail + fill_ids, **keep)[len(tokenizer.decode(tail, **keep)) :]
-    left, right = document.texts[gap], document.texts[gap + 1]
-    if not left or _heal(left) != left:  # the space is already there
-        text = text.removeprefix(" ")
-    return text.rstrip() if right[:1].isspace() else text

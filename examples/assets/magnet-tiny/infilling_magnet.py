@@ -1,27 +1,22 @@
-"""infill(): gaps in a text are filled from both sides (sections 3.1 and 4.3), on stock `generate()`.
+"""infill(), infill_stream() and score_infill(): gaps in a text are filled from both sides (sections 3.1 and 4.3).
 
-No hybrid mask is needed. Context tokens never attend to a span, so their keys and values are computed once, by one
-bidirectional forward, each at its true position; a span token attends to all of them and to its own past, which is
-what a cached causal step does. The first span token is predicted by the context token left of the gap: that token is
-hidden in the cache and fed once more, as the last token of generate()'s prompt. This equals the full hybrid forward.
+`gaps_magnet.py` and `seams_magnet.py` read and join texts, `decoding_magnet.py` writes fills, `scoring_magnet.py` and
+`selection_magnet.py` rank them, `streaming_magnet.py` tells of them while they are written.
 """
 
-import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from transformers.cache_utils import DynamicCache
 
-from .gaps_magnet import (
-    Document,
-    Gap,
-    InfilledGap,
-    InfillOutput,
-    check_positive,
-    context_ids,
-    read_document,
-    seam_text,
-)
+from .decoding_magnet import Decoder, Job, Written
+from .gaps_magnet import Document, Gap, InfilledGap, check_positive, read_document
+from .scoring_magnet import span_logprobs
+from .seams_magnet import close_seam, context_ids, cut_at, fill_ids, fill_text, overlap
+from .selection_magnet import SELECTIONS, Choice, rank, score_joins
+from .streaming_magnet import InfillEvent, InfillStreamer, stream_events
 
 OWN_ARGUMENTS = {
     "attention_mask",
@@ -35,18 +30,18 @@ OWN_ARGUMENTS = {
     "output_scores",
     "past_key_values",
     "position_ids",
+    "prefill_chunk_size",
     "return_dict_in_generate",
     "span_ids",
     "use_cache",
 }
+GRID = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
 class InfillingMixin:
     """`infill()` for [`MagnetLlamaForCausalLM`]."""
 
-    Gap = (
-        Gap  # `model.Gap(length=8)`, for those who loaded the model by remote code and have nothing to import it from
-    )
+    Gap = Gap  # `model.Gap(length=8)`, for those who loaded the model by remote code and cannot import it
 
     @torch.no_grad()
     def infill(
@@ -54,12 +49,22 @@ class InfillingMixin:
         inputs: str | list,
         tokenizer,
         *,
-        length: int | Literal["auto"] = "auto",
+        length: int | tuple[int, int] | Literal["auto"] = "auto",
         max_new_tokens: int = 64,
+        min_new_tokens: int | None = None,
+        stop: str | list[str] | Callable[[str], int | None] | None = None,
+        gaps: Mapping[str, Gap] | None = None,
         order: Literal["sequential", "parallel"] = "sequential",
-        gap_token: str = "<|gap|>",
+        selection: str | Callable[[InfilledGap], float] = "auto",
+        num_candidates: int | None = None,
         num_return_sequences: int = 1,
+        join_tokens: int = 16,
+        avoid_copy: int | None = None,
+        chunk_size: int | None = None,
+        batch_size: int = 32,
+        gap_token: str = "<|gap|>",
         return_dict: bool = False,
+        streamer: InfillStreamer | None = None,
         **generate_kwargs,
     ):
         r"""
@@ -68,18 +73,36 @@ class InfillingMixin:
         Args:
             inputs (`str`, `list[str | Gap]`, or a list of either):
                 A string with markers, the parts of a text with [`Gap`] objects between them, or a batch. Control tokens
-                spelt out in a text stay text; `\<|gap|>` is the marker as text.
+                spelt out in a text stay text; `\<|gap|>` is the marker as text, `<|gap:name|>` a gap with a name.
             tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer (a fast one).
-            length (`int` or `"auto"`, *optional*, defaults to `"auto"`):
-                Exact number of tokens (the paper's layout: the right context stands right behind the gap), or until the
-                model predicts the end token, which a checkpoint trained with `gap_layout: mixed` has learnt.
-            max_new_tokens (`int`, *optional*, defaults to 64): Most tokens of a gap of free length.
+            length (`int`, `(int, int)` or `"auto"`, *optional*, defaults to `"auto"`):
+                Exact number of tokens (the paper's layout: the right context stands right behind the gap), fewest and
+                most, or until the model predicts the end token, which a checkpoint trained with `gap_layout: mixed` has
+                learnt. One that has not searches: it fills gaps of several lengths and selects.
+            max_new_tokens (`int`, *optional*, defaults to 64):
+                Most tokens with `length="auto"`. More than the trained offsets hold are written in chunks.
+            min_new_tokens (`int`, *optional*): Fewest tokens with `length="auto"`.
+            stop (`str`, list of `str` or callable, *optional*): Where to end fills, as in [`Gap`].
+            gaps (mapping of `str` to [`Gap`], *optional*): What is said of named gaps.
             order (`str`, *optional*, defaults to `"sequential"`):
                 `"sequential"`: from left to right, each fill being context of the next. `"parallel"`: all gaps at once
-                from one shared prefill for each length of gap; fills do not see each other, as in training.
+                from one prefill; fills do not see each other, as in training.
+            selection (`str` or callable, *optional*, defaults to `"auto"`):
+                How fills of a gap are ranked: `"join"`, by how well the text goes on behind them under the base model;
+                `"joint"`, by that and their own likelihood under it; `"end"`, by the probability of ending there;
+                `"mean_logprob"`; or a function of an [`InfilledGap`]. `"auto"`: the order of beam search, else `"join"`,
+                and `"joint"` among given candidates.
+            num_candidates (`int`, *optional*): Fills to write and rank (sampling or beams); defaults to
+                `num_return_sequences`.
+            num_return_sequences (`int`, *optional*, defaults to 1): Alternatives per text, the best first.
+            join_tokens (`int`, *optional*, defaults to 16): Tokens of the text behind that count in a join score.
+            avoid_copy (`int`, *optional*): Length of n-grams of the text behind that a fill must not contain.
+            chunk_size (`int`, *optional*): Write fills in chunks of this many tokens, each becoming context of the next.
+            batch_size (`int`, *optional*, defaults to 32): Rows of one `generate()` call, sorted by length. Each row
+                holds a copy of its context's keys and values.
             gap_token (`str`, *optional*, defaults to `"<|gap|>"`): The marker.
-            num_return_sequences (`int`, *optional*, defaults to 1): Alternatives per text; needs sampling or beams.
             return_dict (`bool`, *optional*, defaults to `False`): Return [`InfillOutput`] instead of `str`.
+            streamer ([`InfillStreamer`], *optional*): Told of each token; [`infill_stream`] is the easy way.
             generate_kwargs: Anything else `generate()` takes (`do_sample`, `num_beams`, `stopping_criteria`, ...).
 
         Returns:
@@ -88,7 +111,7 @@ class InfillingMixin:
 
         Raises:
             `ValueError`: no gap, touching gaps, no text around a gap, a length that is not positive or finds no room
-            in `max_position_embeddings`, `"auto"` where no end token was trained.
+            in `max_position_embeddings`.
 
         Example:
 
@@ -103,165 +126,270 @@ class InfillingMixin:
 
         ```
         """
-        self._check_call(tokenizer, order, num_return_sequences, max_new_tokens, gap_token, generate_kwargs)
-        if not isinstance(inputs, (str, list, tuple)):
-            raise ValueError(f"inputs={inputs!r}: must be a string, a list of strings and Gaps, or a list of these.")
-        single = isinstance(inputs, str) or any(isinstance(part, Gap) for part in inputs)
-        batch = [inputs] if single else list(inputs)
-        documents = [read_document(item, gap_token, length, max_new_tokens, n) for n, item in enumerate(batch)]
+        defaults = Gap(length, max_new_tokens, min_new_tokens, stop=stop)
+        choice = Choice(selection, num_candidates, num_return_sequences, join_tokens, return_dict)
+        self._check_call(tokenizer, defaults, choice, order, gap_token, generate_kwargs)
+        for name, value in (("chunk_size", chunk_size), ("avoid_copy", avoid_copy), ("batch_size", batch_size)):
+            if value is not None:
+                check_positive(name, value)
+        documents, single = self._read_inputs(inputs, tokenizer, defaults, gaps or {}, gap_token)
+        logprobs = return_dict or selection in ("end", "mean_logprob") or callable(selection)
+        decoder = Decoder(self, tokenizer, generate_kwargs, chunk_size, avoid_copy, batch_size, logprobs, streamer)
         for number, document in enumerate(documents):
-            self._check_gaps(document, number)
-            document.ids = context_ids(document, tokenizer)
-            self._check_room(document, number)
-        answers = self._fill_all(documents, order, num_return_sequences, tokenizer, generate_kwargs)
-        results = [[InfillOutput(d.text(), d.fills) if return_dict else d.text() for d in many] for many in answers]
+            self._check_room(document, number, decoder)
+        answers = self._fill_all(documents, order, decoder, choice)
+        outputs = [[document.output() for document in many] for many in answers]
+        results = [[output if return_dict else output.text for output in many] for many in outputs]
         results = results if num_return_sequences > 1 else [many[0] for many in results]
         return results[0] if single else results
 
-    def _fill_all(self, documents, order, alternatives, tokenizer, generate_kwargs) -> list[list[Document]]:
+    def infill_stream(self, inputs: str | list, tokenizer, **arguments) -> Iterator[InfillEvent]:
+        """
+        Fills gaps and tells what is written while it is written.
+
+        Args:
+            inputs, tokenizer, arguments: As in [`infill`], without `return_dict` and `num_return_sequences`.
+
+        Returns:
+            An iterator of [`InfillEvent`]. The texts of a gap's events, joined, are its fill: nothing that is later
+            trimmed or cut is ever shown. With beams, candidates or a length search a gap's only event is its last.
+
+        Example:
+
+        ```python
+        >>> from transformers import AutoTokenizer
+        >>> from modeling_magnet import MagnetLlamaForCausalLM
+        >>> model = MagnetLlamaForCausalLM.from_pretrained("examples/assets/magnet-tiny")
+        >>> tokenizer = AutoTokenizer.from_pretrained("examples/assets/magnet-tiny", trust_remote_code=True)
+        >>> events = list(model.infill_stream("Tom was hungry. <|gap|> He was full.", tokenizer, length=8))
+        >>> events[-1].finish_reason, len(events) > 1
+        ('exact_length', True)
+
+        ```
+        """
+        for name in ("return_dict", "num_return_sequences"):
+            if name in arguments:
+                raise ValueError(f"{name}: infill_stream() tells one fill of each gap; leave it out.")
+        return stream_events(self, inputs, tokenizer, arguments)
+
+    @torch.no_grad()
+    def score_infill(
+        self,
+        inputs: str | list,
+        fills: list,
+        tokenizer,
+        *,
+        layout: Literal["exact", "free"] = "exact",
+        order: Literal["sequential", "parallel"] = "sequential",
+        join_tokens: int = 16,
+        gap_token: str = "<|gap|>",
+    ):
+        """
+        Scores given fills instead of writing some: the likelihood of each token, of the end, of the text behind.
+
+        Args:
+            inputs, tokenizer, order, join_tokens, gap_token: As in [`infill`].
+            fills (`list[str]`, or a list of these for a batch): One text a gap.
+            layout (`str`, *optional*, defaults to `"exact"`):
+                `"exact"`: the model is told each fill's length, as in the paper; `"free"`: it is not, and pays for ending.
+
+        Returns:
+            [`InfillOutput`], or a list of them for a batch; `finish_reason` is `"candidate"`.
+
+        Example:
+
+        ```python
+        >>> from transformers import AutoTokenizer
+        >>> from modeling_magnet import MagnetLlamaForCausalLM
+        >>> model = MagnetLlamaForCausalLM.from_pretrained("examples/assets/magnet-tiny")
+        >>> tokenizer = AutoTokenizer.from_pretrained("examples/assets/magnet-tiny", trust_remote_code=True)
+        >>> text = "Tom was hungry. <|gap|> He was full."
+        >>> good, bad = (model.score_infill(text, [fill], tokenizer).gaps[0] for fill in ("He ate.", "It rained."))
+        >>> sum(good.token_logprobs) > sum(bad.token_logprobs)
+        True
+
+        ```
+        """
+        if layout not in ("exact", "free"):
+            raise ValueError(f"layout={layout!r}: must be 'exact' or 'free'.")
+        if layout == "free" and self.config.infill_end_token_id is None:
+            raise ValueError("layout='free': this checkpoint was not trained to end a gap. Use layout='exact'.")
+        choice = Choice("auto", None, 1, join_tokens, True)
+        offset = max(self.config.infill_free_offsets)
+        self._check_call(tokenizer, Gap("auto", offset), choice, order, gap_token, {})
+        documents, single = self._read_inputs(inputs, tokenizer, Gap("auto", offset), {}, gap_token)
+        fills = [fills] if single else fills
+        decoder = Decoder(self, tokenizer, {})
+        for number, (document, texts) in enumerate(zip(documents, fills, strict=True)):
+            self._score_document(document, texts, number, layout, order, decoder, choice)
+        outputs = [document.output() for document in documents]
+        return outputs[0] if single else outputs
+
+    # ------------------------------------------------------------------------------------------- rounds and candidates
+
+    def _fill_all(self, documents, order, decoder: Decoder, choice: Choice) -> list[list[Document]]:
         """Fills every gap of every document; returns each document's alternatives."""
-        answers = [[copy.deepcopy(document) for _ in range(alternatives)] for document in documents]
+        answers = [[document] for document in documents]
         rounds = [[gap] for gap in range(max((len(d.gaps) for d in documents), default=0))]
         if order == "parallel":
             rounds = [[gap for (gap,) in rounds]]
         for number, gaps in enumerate(rounds):
-            # alternatives share their first round's prompt; from then on each is a document of its own
-            groups = answers if number == 0 else [[document] for many in answers for document in many]
-            targets = [(group, gap) for group in groups for gap in gaps if gap < len(group[0].gaps)]
-            of_one_length = _by_length(targets)
-            fills = [fill for rows in of_one_length for fill in self._fill(rows, tokenizer, generate_kwargs)]
-            for document, gap, fill in fills:  # only now, so that the gaps of one round do not see each other's fills
+            # alternatives share their first round; from then on each is a document of its own
+            wanted = choice.num_return_sequences if number == 0 else 1
+            targets = [(d, gap) for many in answers for d in many for gap in gaps if gap < len(d.gaps)]
+            fills = dict(zip(((id(d), gap) for d, gap in targets), self._fill(targets, wanted, decoder, choice)))
+            answers = [
+                [
+                    _with_fills(d, {gap: fills[id(d), gap][n] for gap in gaps if gap < len(d.gaps)})
+                    for d in many
+                    for n in range(wanted)
+                ]
+                for many in answers
+            ]
+        return answers
+
+    def _fill(self, targets, wanted: int, decoder: Decoder, choice: Choice) -> list[list[InfilledGap]]:
+        """For each target, a document and a gap in it, the `wanted` best fills."""
+        jobs, found = [], [[] for _ in targets]
+        for number, (document, gap) in enumerate(targets):
+            if document.gaps[gap].candidates is not None:
+                found[number] = self._given(document, gap, decoder, choice)
+            else:
+                jobs += self._jobs(document, gap, number, wanted, decoder, choice)
+        for written in decoder.write(jobs):
+            found[written.job.target].append(self._filled(written, decoder.tokenizer))
+        ranked = []
+        for (document, gap), fills in zip(targets, found):
+            if len(fills) < wanted:
+                raise ValueError(f"num_return_sequences={wanted}: gap {gap} has only {len(fills)} candidates.")
+            ranked.append(rank(self, document, gap, fills, choice, decoder.beams)[:wanted])
+            if decoder.streamer:
+                decoder.streamer.filled(document, gap, ranked[-1][0])
+        return ranked
+
+    def _jobs(self, document, gap, number, wanted, decoder, choice) -> list[Job]:
+        """What is to be written for a gap: as many copies as candidates, or one for each length of a search."""
+        copies = max(choice.num_candidates or 1, wanted)
+        if not document.gaps[gap].is_free or self.config.infill_end_token_id is not None:
+            return [Job(document, gap, copies, number)]
+        fewest, most = document.gaps[gap].limits()
+        lengths = [n for n in GRID if max(fewest, 1) < n < most] + [most]
+        lengths = [max(fewest, 1), *lengths] if fewest < most else lengths
+        variants = []
+        for length in dict.fromkeys(lengths):
+            gaps = list(document.gaps)
+            gaps[gap] = replace(gaps[gap], length=length)
+            variants.append(replace(document, gaps=gaps))
+        return [Job(variant, gap, choice.num_candidates or 1, number, shows=False) for variant in variants]
+
+    def _given(self, document, gap, decoder, choice) -> list[InfilledGap]:
+        texts = document.gaps[gap].candidates
+        rows = [fill_ids(text, document, gap, decoder.tokenizer) for text in texts]
+        fills = [InfilledGap(text, row, "candidate") for text, row in zip(texts, rows)]
+        if decoder.logprobs or not document.ids[gap + 1]:  # without a text behind only their own likelihood is left
+            for fill in fills:
+                exact = replace(document.gaps[gap], length=max(len(fill.token_ids), 1))
+                fill.token_logprobs, _ = span_logprobs(
+                    self, document, gap, exact, fill.token_ids, decoder.budget, None
+                )
+        return fills
+
+    def _filled(self, written: Written, tokenizer) -> InfilledGap:
+        """The fill as it stands in the text: cut where the gap's rule says, without what the text behind repeats."""
+        document, gap = written.job.document, written.job.gap
+        right, options = document.texts[gap + 1], document.gaps[gap]
+        text = fill_text(written.token_ids, document, gap, tokenizer)
+        reason, trimmed, tokens, logprobs = written.reason, "", written.token_ids, written.logprobs
+        cut = cut_at(text, options)
+        if cut is not None:
+            text, reason = text[:cut], "stop"
+        if reason != "exact_length" and (repeated := overlap(text, right)):
+            text, trimmed = text[:-repeated], text[-repeated:]
+        if cut is not None or trimmed:
+            tokens, logprobs = self._tokens_of(text, written, tokenizer)
+        end_logprob = None if trimmed or cut is not None else written.end_logprob
+        logprobs = None if logprobs and logprobs[0] is None else logprobs
+        text = close_seam(text, right)
+        return InfilledGap(text, tokens, reason, token_logprobs=logprobs, end_logprob=end_logprob, trimmed=trimmed)
+
+    def _tokens_of(self, text, written, tokenizer):
+        """The tokens of a fill that was cut: the first ones written, or its own where the cut goes through a token."""
+        document, gap = written.job.document, written.job.gap
+        for count in range(len(written.token_ids) + 1):
+            so_far = fill_text(written.token_ids[:count], document, gap, tokenizer)
+            if so_far == text:
+                return written.token_ids[:count], written.logprobs[:count]
+            if len(so_far) > len(text):
+                break
+        return fill_ids(text, document, gap, tokenizer), None
+
+    # ------------------------------------------------------------------------------------------------- given fills
+
+    def _score_document(self, document, texts, number, layout, order, decoder, choice) -> None:
+        if isinstance(texts, str) or len(texts) != len(document.gaps):
+            raise ValueError(f"fills[{number}]={texts!r}: must be a list of {len(document.gaps)} strings, one a gap.")
+        ids = [fill_ids(text, document, gap, decoder.tokenizer) for gap, text in enumerate(texts)]
+        if layout == "exact":
+            document.gaps = [replace(g, length=max(len(row), 1)) for g, row in zip(document.gaps, ids)]
+        self._check_room(document, number, decoder)
+        end = self.config.infill_end_token_id if layout == "free" else None
+        fills = []
+        for gap, (text, row) in enumerate(zip(texts, ids)):
+            fill = InfilledGap(text, row, "candidate")
+            fill.token_logprobs, fill.end_logprob = span_logprobs(
+                self, document, gap, document.gaps[gap], row, decoder.budget, end
+            )
+            score_joins(self, document, gap, [fill], choice.join_tokens)
+            fills.append(fill)
+            if order == "sequential":
                 document.fills[gap] = fill
-        return answers
-
-    def _fill(self, targets, tokenizer, generate_kwargs) -> list[tuple[Document, int, InfilledGap]]:
-        """One `generate()` call: row r fills gap `targets[r][1]` in each of the equal documents `targets[r][0]`."""
-        contexts, row_of = [], []  # a document with several gaps is encoded once
-        for group, _ in targets:
-            if not contexts or contexts[-1] is not group[0]:
-                contexts.append(group[0])
-            row_of.append(len(contexts) - 1)
-        layouts = [document.layout(self._free_offset) for document in contexts]
-        gap = targets[0][0][0].gaps[targets[0][1]]
-        alternatives = len(targets[0][0])
-        config = generate_kwargs.get("generation_config") or self.generation_config
-        beams = generate_kwargs.get("num_beams", config.num_beams) or 1
-
-        ids, positions, mask, cache = self._encode_contexts(layouts)
-        rows = torch.tensor(row_of, device=self.device)
-        left = torch.tensor([layouts[r][2][g] for r, (_, g) in zip(row_of, targets)], device=self.device)[:, None]
-        cache.batch_select_indices(rows)
-        cache.batch_repeat_interleave(max(beams, alternatives))  # generate() expands its inputs, not a given cache
-        ids, positions, mask = ids[rows], positions[rows], mask[rows]  # (R, C)
-        hidden = mask.scatter(1, left, 0)
-        sequences = self.generate(
-            input_ids=torch.cat([ids, ids.gather(1, left)], dim=1),  # (R, C + 1)
-            position_ids=torch.cat([positions, positions.gather(1, left)], dim=1),
-            attention_mask=torch.cat([hidden, torch.ones_like(left)], dim=1),
-            past_key_values=cache,
-            attention_mode="hybrid",
-            num_return_sequences=alternatives,
-            **self._generate_arguments(gap, tokenizer, generate_kwargs),
-        )
-        fills = sequences[:, ids.shape[1] + 1 :].tolist()
-        answers = []
-        for number, fill in enumerate(fills):
-            group, gap_number = targets[number // alternatives]
-            document = group[number % alternatives]
-            answers.append((document, gap_number, self._filled_gap(fill, document, gap_number, tokenizer)))
-        return answers
-
-    def _encode_contexts(self, layouts):
-        """Encodes the contexts, (D, C) padded on the right, bidirectionally into a cache."""
-        length = max(len(ids) for ids, _, _ in layouts)
-        ids = torch.zeros(len(layouts), length, dtype=torch.long)
-        positions, mask = torch.zeros_like(ids), torch.zeros_like(ids)
-        for row, (row_ids, row_positions, _) in enumerate(layouts):
-            ids[row, : len(row_ids)] = torch.tensor(row_ids)
-            positions[row, : len(row_ids)] = torch.tensor(row_positions)
-            mask[row, : len(row_ids)] = 1
-        ids, positions, mask = ids.to(self.device), positions.to(self.device), mask.to(self.device)
-        cache = DynamicCache(config=self.config)
-        self.model(
-            ids, attention_mask=mask, position_ids=positions, past_key_values=cache, attention_mode="bidirectional"
-        )
-        return ids, positions, mask, cache
-
-    def _generate_arguments(self, gap, tokenizer, generate_kwargs) -> dict:
-        """Control tokens are never written into a text; the end token alone may be predicted, in a free gap."""
-        free = gap.length == "auto"
-        end = self.config.infill_end_token_id if free else None
-        never = self._control_ids(tokenizer) - {end} | set(generate_kwargs.get("suppress_tokens") or [])
-        arguments = {
-            "max_new_tokens": gap.max_new_tokens if free else gap.length,
-            "suppress_tokens": sorted(never),
-            # generate() pads finished rows (a stopping criterion may end some before others) only if there is an end
-            # token; [BOS] is suppressed, so it ends nothing and, as padding, cannot be taken for the end token
-            "eos_token_id": end if free else tokenizer.bos_token_id,
-            "pad_token_id": tokenizer.bos_token_id,
-            "return_dict_in_generate": False,
-            "tokenizer": tokenizer,  # for stop_strings
-            "use_cache": True,  # a model fresh from training may have it off, which would feed the context twice
-        }
-        return generate_kwargs | arguments
-
-    def _filled_gap(self, fill, document, gap_number, tokenizer) -> InfilledGap:
-        gap = document.gaps[gap_number]
-        control = self._control_ids(tokenizer)
-        stop = next((i for i, token in enumerate(fill) if token in control), len(fill))
-        ended = stop < len(fill) and gap.length == "auto" and fill[stop] == self.config.infill_end_token_id
-        kept = fill[:stop]
-        if ended:
-            reason = "end_token"
-        elif len(kept) == gap.length:
-            reason = "exact_length"
-        else:
-            reason = "max_tokens" if gap.length == "auto" and len(kept) == gap.max_new_tokens else "stop"
-        return InfilledGap(seam_text(kept, document, gap_number, tokenizer), kept, reason)
-
-    def _control_ids(self, tokenizer) -> set[int]:
-        return (set(tokenizer.all_special_ids) | {self.config.infill_end_token_id}) - {None}
-
-    def _free_offset(self, gap) -> int:
-        """The smallest trained offset that holds the gap's budget."""
-        return next(offset for offset in self.config.infill_free_offsets if offset >= gap.max_new_tokens)
+        document.fills = fills
 
     # ------------------------------------------------------------------------------------------------------- checks
 
-    def _check_call(self, tokenizer, order, num_return_sequences, max_new_tokens, gap_token, generate_kwargs) -> None:
+    def _read_inputs(self, inputs, tokenizer, defaults, named, gap_token) -> tuple[list[Document], bool]:
+        if not isinstance(inputs, (str, list, tuple)):
+            raise ValueError(f"inputs={inputs!r}: must be a string, a list of strings and Gaps, or a list of these.")
+        single = isinstance(inputs, str) or any(isinstance(part, Gap) for part in inputs)
+        batch = [inputs] if single else list(inputs)
+        documents = [read_document(item, gap_token, defaults, named, n) for n, item in enumerate(batch)]
+        known = {gap.name for document in documents for gap in document.gaps}
+        if documents and set(named) - known:
+            raise ValueError(
+                f"gaps: no gap is named {sorted(set(named) - known)}; there are {sorted(known - {None})}."
+            )
+        for document in documents:
+            document.ids = context_ids(document, tokenizer)
+        return documents, single
+
+    def _check_call(self, tokenizer, defaults, choice, order, gap_token, generate_kwargs) -> None:
         if order not in ("sequential", "parallel"):
             raise ValueError(f"order={order!r}: must be 'sequential' or 'parallel'.")
-        check_positive("num_return_sequences", num_return_sequences)
-        check_positive("max_new_tokens", max_new_tokens)
+        if not callable(choice.selection) and choice.selection not in SELECTIONS:
+            raise ValueError(f"selection={choice.selection!r}: must be one of {', '.join(SELECTIONS)}, or a function.")
+        check_positive("num_return_sequences", choice.num_return_sequences)
+        check_positive("join_tokens", choice.join_tokens)
+        check_positive("max_new_tokens", defaults.max_new_tokens)
+        if choice.num_candidates is not None:
+            check_positive("num_candidates", choice.num_candidates)
+            if choice.num_candidates < choice.num_return_sequences:
+                raise ValueError(
+                    f"num_candidates={choice.num_candidates}: must not be below num_return_sequences="
+                    f"{choice.num_return_sequences}."
+                )
         if not gap_token:
             raise ValueError(
                 f"gap_token={gap_token!r}: must not be empty; for no marker, pass parts with Gap objects."
             )
         if own := OWN_ARGUMENTS & set(generate_kwargs):
             raise ValueError(f"{sorted(own)}: infill() sets these itself; leave them out.")
+        _check_sampling(generate_kwargs)
         if tokenizer.bos_token_id is None or not tokenizer.is_fast:
             raise ValueError("tokenizer: infill() needs a fast tokenizer with a bos_token.")
 
-    def _check_gaps(self, document, number) -> None:
-        for gap in document.gaps:
-            if gap.length != "auto":
-                check_positive(f"inputs[{number}]: length", gap.length)
-                continue
-            check_positive(f"inputs[{number}]: max_new_tokens", gap.max_new_tokens)
-            if self.config.infill_end_token_id is None:
-                raise ValueError(
-                    "length='auto': this checkpoint was not trained to end a gap (config.infill_end_token_id is None). "
-                    "Pass length=<number of tokens>."
-                )
-            if gap.max_new_tokens > max(self.config.infill_free_offsets):
-                raise ValueError(
-                    f"max_new_tokens={gap.max_new_tokens}: a gap of free length holds at most "
-                    f"{max(self.config.infill_free_offsets)} tokens (config.infill_free_offsets). Pass length=<number>."
-                )
-
-    def _check_room(self, document, number) -> None:
-        ids, _, _ = document.layout(self._free_offset)
-        budgets = [gap.length if gap.length != "auto" else self._free_offset(gap) for gap in document.gaps]
+    def _check_room(self, document, number, decoder: Decoder) -> None:
+        ids, _, _ = document.layout(decoder.budget)
+        budgets = [max(decoder.budget(gap), gap.limits()[1]) for gap in document.gaps]
         limit = self.config.max_position_embeddings
         if len(ids) + sum(budgets) > limit:
             raise ValueError(
@@ -271,11 +399,23 @@ class InfillingMixin:
             )
 
 
-def _by_length(targets) -> list[list]:
-    """Groups rows that end by the same rule, which is what one `generate()` call can hold."""
-    groups = {}
-    for group, gap in targets:
-        options = group[0].gaps[gap]
-        key = (options.length, options.max_new_tokens if options.length == "auto" else None)
-        groups.setdefault(key, []).append((group, gap))
-    return list(groups.values())
+def _with_fills(document: Document, fills: dict[int, InfilledGap]) -> Document:
+    filled = list(document.fills)
+    for gap, fill in fills.items():
+        filled[gap] = replace(fill)
+    return replace(document, fills=filled)
+
+
+def _check_sampling(generate_kwargs) -> None:
+    """generate() takes some of these silently."""
+    temperature, top_p, top_k = (generate_kwargs.get(name) for name in ("temperature", "top_p", "top_k"))
+    if generate_kwargs.get("do_sample") and temperature is not None and not 0 < temperature < math.inf:
+        raise ValueError(
+            f"temperature={temperature}: must be positive to sample; leave do_sample out for greedy fills."
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: must lie above 0 and not above 1.")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+        raise ValueError(f"top_k={top_k}: must be an integer of 0 or more.")
+    if generate_kwargs.get("num_beams") is not None:
+        check_positive("num_beams", generate_kwargs["num_beams"])

@@ -1,0 +1,255 @@
+"""Fills gaps with stock `generate()` (sections 3.1 and 4.3): rows of one call are gaps, each with a rule of its own.
+
+No hybrid mask is needed. Context tokens never attend to a span, so their keys and values are computed once, by one
+bidirectional forward, each at its true position; a span token attends to all of them and to its own past, which is
+what a cached causal step does. The first span token is predicted by the context token left of the gap: that token is
+hidden in the cache and fed once more, as the last token of generate()'s prompt. This equals the full hybrid forward.
+"""
+
+import functools
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache
+
+from .gaps_magnet import Document
+from .rules_magnet import GapRules, GapStops, RowRule, barred_ngrams, start_tokens
+from .seams_magnet import cut_at, fill_ids, fill_text, heal
+from .streaming_magnet import InfillStreamer
+
+
+@dataclass
+class Job:
+    """One gap to be written `copies` times; `target` is whose it is, `begun` what of a long fill is context already.
+    `shows` is false where other jobs compete for the same gap."""
+
+    document: Document
+    gap: int
+    copies: int
+    target: int
+    shows: bool = True
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def begun(self) -> list[int]:
+        return self.document.begun[self.gap]
+
+    def promoted(self, tokens: list[int], logprobs: list[float]) -> "Job":
+        """The job of the rest of a long fill: what is written becomes context, of a document of its own."""
+        begun = list(self.document.begun)
+        begun[self.gap] = begun[self.gap] + tokens
+        return replace(self, document=replace(self.document, begun=begun), copies=1, logprobs=self.logprobs + logprobs)
+
+
+@dataclass
+class Written:
+    """All tokens of a fill, their log-probabilities (if asked for), and why it ended."""
+
+    job: Job
+    token_ids: list[int]
+    logprobs: list[float]
+    end_logprob: float | None
+    reason: str
+
+
+@dataclass
+class Decoder:
+    """
+    Writes gaps.
+
+    Args:
+        model ([`MagnetLlamaForCausalLM`]): In eval mode.
+        tokenizer ([`PreTrainedTokenizerBase`]): A fast one.
+        generate_kwargs (`dict`): What the caller wants `generate()` to be told.
+        chunk_size (`int`, *optional*): Longer fills are written in chunks, each becoming context of the next.
+        avoid_copy (`int`, *optional*): n-grams of the text right of the gap that a fill must not contain.
+        batch_size (`int`): Rows of a call.
+        logprobs (`bool`): Whether to keep log-probabilities; costs the logits of every step.
+        streamer ([`InfillStreamer`], *optional*): Told of the jobs of a call and their rows of tokens after each token.
+    """
+
+    model: torch.nn.Module
+    tokenizer: object
+    generate_kwargs: dict
+    chunk_size: int | None = None
+    avoid_copy: int | None = None
+    batch_size: int = 32
+    logprobs: bool = False
+    streamer: InfillStreamer | None = None
+
+    def __post_init__(self):
+        config = self.generate_kwargs.get("generation_config") or self.model.generation_config
+        self.beams = self.generate_kwargs.get("num_beams", config.num_beams) or 1
+        self.end = self.model.config.infill_end_token_id
+        self.control = (set(self.tokenizer.all_special_ids) | {self.end}) - {None}
+
+    def write(self, jobs: list[Job]) -> list[Written]:
+        """Writes every job's copies, long ones chunk by chunk."""
+        written = []
+        while jobs:
+            unfinished = []
+            for batch in self._batches(jobs):
+                for job, tokens, logprobs, end_logprob, reason in self._generate(batch):
+                    if reason == "more":
+                        unfinished.append(job.promoted(tokens, logprobs))
+                    else:
+                        whole = job.begun + tokens
+                        written.append(Written(job, whole, job.logprobs + logprobs, end_logprob, reason))
+            jobs = unfinished
+        return written
+
+    # ------------------------------------------------------------------------------------------------------- lengths
+
+    def budget(self, gap, begun: int = 0) -> int:
+        """Positions that an open gap takes: its length, or the smallest trained offset that holds what is left."""
+        _, most = gap.limits()
+        if not gap.is_free:
+            return most - begun
+        offsets = sorted(self.model.config.infill_free_offsets)
+        return next((offset for offset in offsets if offset >= most - begun), offsets[-1])
+
+    def longest(self, job: Job) -> int:
+        """Tokens of a job's next chunk."""
+        gap = job.document.gaps[job.gap]
+        rest = gap.limits()[1] - len(job.begun)
+        if self.chunk_size is not None:
+            return min(rest, self.chunk_size)
+        offset = self.budget(gap, len(job.begun))
+        return rest if rest <= offset else offset * 3 // 4  # what stands near the end of the offset was rarely trained
+
+    def _batches(self, jobs: list[Job]):
+        """Jobs that one call can hold, the longest contexts together. Beams of one call end at one length."""
+        groups = {}
+        for job in jobs:
+            key = (job.copies, self.longest(job) if self.beams > 1 else None)
+            groups.setdefault(key, []).append(job)
+        for (copies, _), group in groups.items():
+            group.sort(key=lambda job: -sum(map(len, job.document.ids)))
+            rows = max(1, self.batch_size // max(copies, self.beams))
+            yield from (group[first : first + rows] for first in range(0, len(group), rows))
+
+    # ---------------------------------------------------------------------------------------------------- one call
+
+    def _generate(self, jobs: list[Job]) -> list[tuple]:
+        """One `generate()` call; (job, tokens, logprobs, end_logprob, reason) for each copy of each job."""
+        contexts, row_of = [], []  # a document with several gaps is encoded once
+        for job in jobs:
+            known = next((n for n, document in enumerate(contexts) if document is job.document), len(contexts))
+            contexts[known:] = contexts[known:] or [job.document]
+            row_of.append(known)
+        layouts = [document.layout(self.budget) for document in contexts]
+        ids, positions, mask, cache = self._encode(layouts)
+        rows = torch.tensor(row_of, device=ids.device)
+        left = torch.tensor([layouts[r][2][job.gap] for r, job in zip(row_of, jobs)], device=ids.device)[:, None]
+        cache.batch_select_indices(rows)
+        cache.batch_repeat_interleave(
+            max(self.beams, jobs[0].copies)
+        )  # generate() expands its inputs, not a given cache
+        ids, positions, mask = ids[rows], positions[rows], mask[rows]  # (R, C)
+        rules = [self._rule(job) for job in jobs]
+        outputs = self.model.generate(
+            input_ids=torch.cat([ids, ids.gather(1, left)], dim=1),  # (R, C + 1)
+            position_ids=torch.cat([positions, positions.gather(1, left)], dim=1),
+            attention_mask=torch.cat([mask.scatter(1, left, 0), torch.ones_like(left)], dim=1),
+            past_key_values=cache,
+            attention_mode="hybrid",
+            num_return_sequences=jobs[0].copies,
+            **self._arguments(jobs, rules, ids.shape[1] + 1),
+        )
+        fills = outputs.sequences[:, ids.shape[1] + 1 :].tolist()
+        logprobs = self._logprobs(outputs, fills) if self.logprobs else [[None] * len(fill) for fill in fills]
+        copies = jobs[0].copies
+        return [
+            self._outcome(jobs[n // copies], rules[n // copies], *row) for n, row in enumerate(zip(fills, logprobs))
+        ]
+
+    def _encode(self, layouts):
+        """Encodes the contexts, (D, C) padded on the right, bidirectionally into a cache."""
+        length = max(len(ids) for ids, _, _ in layouts)
+        ids = torch.zeros(len(layouts), length, dtype=torch.long)
+        positions, mask = torch.zeros_like(ids), torch.zeros_like(ids)
+        for row, (row_ids, row_positions, _) in enumerate(layouts):
+            ids[row, : len(row_ids)] = torch.tensor(row_ids)
+            positions[row, : len(row_ids)] = torch.tensor(row_positions)
+            mask[row, : len(row_ids)] = 1
+        device = self.model.device
+        ids, positions, mask = ids.to(device), positions.to(device), mask.to(device)
+        cache = DynamicCache(config=self.model.config)
+        inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        self.model.model(ids, **inputs, attention_mode="bidirectional")
+        return ids, positions, mask, cache
+
+    def _rule(self, job: Job) -> RowRule:
+        gap, document = job.document.gaps[job.gap], job.document
+        fewest, _ = gap.limits()
+        start = [] if job.begun else self._start(job, gap)
+        stops = None
+        if gap.stop is not None:
+
+            def stops(fill):
+                return cut_at(fill_text(job.begun + fill, document, job.gap, self.tokenizer), gap) is not None
+
+        return RowRule(
+            shortest=max(fewest - len(job.begun), len(start) if gap.prefix else 0),
+            longest=self.longest(job),
+            end=self.end if gap.is_free else None,
+            start=start,
+            barred=barred_ngrams(document.ids[job.gap + 1], self.avoid_copy),
+            stops=stops,
+        )
+
+    def _start(self, job, gap) -> list[set[int]]:
+        """The prefix, and the space that was healed off the text to the left: a fill behind it begins a word."""
+        left = job.document.texts[job.gap]
+        if not gap.prefix and heal(left) == left:
+            return []
+        start = start_tokens(fill_ids(gap.prefix or "", job.document, job.gap, self.tokenizer), self.tokenizer)
+        if not gap.prefix and gap.is_free and self.end is not None:
+            start[0].add(self.end)  # a fill may be empty
+        return start
+
+    def _arguments(self, jobs, rules, prompt_length) -> dict:
+        """Control tokens are never written into a text; the end token alone may be predicted, in a free gap."""
+        end = self.end if any(rule.end is not None for rule in rules) else None
+        never = self.control - {end} | set(self.generate_kwargs.get("suppress_tokens") or [])
+        watch = self.streamer and functools.partial(self.streamer.written, jobs)
+        arguments = {
+            "max_new_tokens": max(rule.longest for rule in rules),
+            "suppress_tokens": sorted(never),
+            # generate() pads finished rows only if there is an end token; [BOS] is suppressed, so it ends nothing and,
+            # as padding, cannot be taken for the end token
+            "eos_token_id": self.tokenizer.bos_token_id if end is None else end,
+            "pad_token_id": self.tokenizer.bos_token_id,
+            "return_dict_in_generate": True,
+            "output_logits": self.logprobs,
+            "tokenizer": self.tokenizer,  # for stop_strings
+            "use_cache": True,  # a model fresh from training may have it off, which would feed the context twice
+        }
+        processors = [*(self.generate_kwargs.get("logits_processor") or []), GapRules(rules, prompt_length, end)]
+        stops = [*(self.generate_kwargs.get("stopping_criteria") or []), GapStops(rules, prompt_length, watch)]
+        arguments["logits_processor"] = LogitsProcessorList(processors)
+        arguments["stopping_criteria"] = StoppingCriteriaList(stops)
+        return self.generate_kwargs | arguments
+
+    def _logprobs(self, outputs, fills) -> list[list[float]]:
+        """Log-probability of each token under the model itself, before processors and temperature."""
+        beams = getattr(outputs, "beam_indices", None)  # of beam search only
+        scores = self.model.compute_transition_scores(outputs.sequences, outputs.logits, beams, normalize_logits=True)
+        return scores[:, : len(fills[0])].tolist()
+
+    def _outcome(self, job, rule, fill, logprobs) -> tuple:
+        stop = next((i for i, token in enumerate(fill) if token in self.control), len(fill))
+        ended = stop < len(fill) and rule.end is not None and fill[stop] == rule.end
+        tokens = fill[:stop]
+        gap = job.document.gaps[job.gap]
+        _, most = gap.limits()
+        if ended:
+            reason = "end_token"
+        elif rule.stops and rule.stops(tokens):
+            reason = "stop"
+        elif len(job.begun) + len(tokens) == most:
+            reason = "max_tokens" if gap.is_free else "exact_length"
+        else:
+            reason = "more" if len(tokens) == rule.longest else "stop"
+        return job, tokens, logprobs[:stop], logprobs[stop] if ended else None, reason
