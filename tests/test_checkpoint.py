@@ -15,12 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from modeling_magnet import ATTENTION_MODES, MagnetLlamaForCausalLM, configuration_magnet
 from modeling_magnet.export import save_checkpoint
 
-CODE_FILES = {path.name for path in SOURCES.glob("*_magnet.py")}_magnet.py" for name in ("configuration", "modeling", "attention", "adapter", "encoding")}
-CODE_FILES |= {"infilling_magnet.py", "gaps_magnet.py"}
 DATA_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 OTHER_FILES = {"README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
 OTHER_FILES |= {"1_Pooling/config.json", "2_Normalize/config.json"}
 SOURCES = Path(configuration_magnet.__file__).parent
+CODE_FILES = {path.name for path in SOURCES.glob("*_magnet.py")}
 
 
 def files_in(folder: Path) -> set[str]:
