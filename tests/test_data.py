@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from magnet_train.arguments import DataArguments, MagnetTrainingArguments, ViewArguments
 from magnet_train.blocks import SHORTEST_ROW, Text, tokenize_sentences, tokenize_texts
-from magnet_train.data import MagnetCollator, MagnetDataset, active_views, build_data
+from magnet_train.data import MagnetCollator, MagnetDataset, active_views, build_data, hash_ids
 from magnet_train.reading import Document
 from magnet_train.views import IGNORE, SpecialTokens
 
@@ -263,6 +263,11 @@ def test_fingerprint_changes_with_the_data_alone(build, tmp_path):
     assert build().fingerprint["pairs"] != first["pairs"]
     (tmp_path / "texts.txt").rename(tmp_path / "moved.txt")
     assert build(train_file=str(tmp_path / "moved.txt")).fingerprint["train"] == other["train"]
+
+
+def test_fingerprint_tells_where_rows_end():
+    assert hash_ids([[1, 2], [3]]) == hash_ids([np.array([1, 2]), np.array([3])])
+    assert len({hash_ids([[1, 2], [3]]), hash_ids([[1], [2, 3]]), hash_ids([[1, 2, 3]]), hash_ids([[3], [1, 2]])}) == 4
 
 
 def test_no_view_holds_what_no_objective_reads(build):

@@ -127,6 +127,12 @@ def test_sampling_draws_from_the_seed(run):
     assert first == run("2.jsonl", **sampling) != run("3.jsonl", **sampling, seed=1)
 
 
+def test_each_batch_draws_from_a_seed_of_its_own(model):
+    paraphraser = Paraphraser(ParaphraseArguments(model, "a", "b", do_sample=True, num_beams=1, device="cpu"))
+    first, again, other = (paraphraser(SENTENCES[:2], number)[0] for number in (0, 0, 1))
+    assert first == again != other
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

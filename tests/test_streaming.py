@@ -191,6 +191,9 @@ def test_views_and_pairs_are_a_function_of_seed_and_row(make_dataset):
         np.testing.assert_array_equal(one["view"].input_ids, same_seed["view"].input_ids)
         np.testing.assert_array_equal(one["view"].span_ids, same_seed["view"].span_ids)
     assert any(not np.array_equal(a["view"].span_ids, b["view"].span_ids) for a, b in zip(rows, other))
+    text, _ = next(make_dataset().stream.blocks(Position()))
+    views = [make_dataset().item(row, text)["view"] for row in range(10)]
+    assert len({tuple(view.mntp_labels) for view in views}) > 5  # each row has a view of its own
 
 
 def batches_of(dataset, n, workers=0, processes=1):
