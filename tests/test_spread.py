@@ -43,12 +43,16 @@ def compare(expected: Path, found: Path, case: str) -> float:
 
 @pytest.mark.parametrize("case", spread.CASES)
 @pytest.mark.parametrize("accumulated", [2, 4])
-def test_accumulated_batches(one_batch, tmp_path, case, accumulated):
+def test_accumulated_batches(one_batch, tmp_path, case, accumulated, record_property):
     spread_out = spread.update(dict(spread.CASES[case]), accumulated, str(tmp_path))
-    assert relative_difference(spread_out, load_file(one_batch / f"{case}.safetensors")) < 1e-6
+    difference = relative_difference(spread_out, load_file(one_batch / f"{case}.safetensors"))
+    record_property("difference", difference)
+    assert difference < 1e-6
 
 
 @pytest.mark.parametrize("case", spread.CASES)
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_two_processes(one_batch, two_processes, case, accumulated):
-    assert compare(one_batch, two_processes[accumulated], case) < 1e-6
+def test_two_processes(one_batch, two_processes, case, accumulated, record_property):
+    difference = compare(one_batch, two_processes[accumulated], case)
+    record_property("difference", difference)
+    assert difference < 1e-6
