@@ -51,7 +51,7 @@ def test_recipe_parses_and_every_key_arrives(name, tmp_path):
 def test_the_recipes_that_there_are():
     ablations = {f"ablation_{name}" for name in ("mntp", "sscl", "mntp_msg", "sscl_msg")}
     rivals = {"llm2vec_mntp", "llm2vec", "mtp", "clm_control", "fim_control"}
-    assert set(recipe_names()) == {"paper", "default", "merged", *WITH_MODEL, *rivals, *ablations}
+    assert set(recipe_names()) == {"paper", "default", "merged", "long_spans", *WITH_MODEL, *rivals, *ablations}
 
 
 @pytest.mark.parametrize("name", recipe_names())

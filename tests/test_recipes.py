@@ -16,6 +16,7 @@ LOSSES = {  # recipe -> objectives of its first step, and of its last
     "paper": ("mntp msg", "mntp msg sscl"),
     "default": ("mntp msg", "mntp msg sscl"),
     "merged": ("mntp msg kl", "mntp msg sscl kl"),
+    "long_spans": ("mntp msg sscl", "mntp msg sscl"),
     "llm2vec_mntp": ("mntp", "mntp"),
     "llm2vec": ("mntp", "sscl"),
     "ablation_mntp": ("mntp", "mntp"),
@@ -51,6 +52,8 @@ def flags(name, tmp_path, base):
         "per_device_train_batch_size": 8,
         "per_device_pair_batch_size": 8,
     }
+    if "long_free_offset" in read_recipe(name):
+        given |= {"free_offset": 8, "long_free_offset": 32, "span_max": 32}
     if read_recipe(name)["sscl_start_step"] > 0:
         given["sscl_start_step"] = 1
     if name == "llm2vec":
@@ -111,6 +114,13 @@ def has_free_gaps(trainer, views, recipe):
     assert any((view.position_ids != range(len(view.position_ids))).any() for view in views)
     assert any(masked(view) == 0 for view in views) and any(masked(view) for view in views)
     assert len({len(view.input_ids) for view in views}) > 4
+
+
+def has_two_offsets(trainer, views, recipe):
+    assert trainer.model.config.infill_free_offsets == [8, 32]
+    views = [trainer.train_dataset[i]["view"] for i in range(60)]
+    jumps = {int(jump) for view in views for jump in view.position_ids[1:] - view.position_ids[:-1] if jump > 1}
+    assert min(jumps) <= 5 and max(jumps) > 8  # offset minus length of spans below and above 8 tokens
 
 
 def has_causal_rows_too(trainer, views, recipe):
@@ -182,6 +192,7 @@ def is_fill_in_the_middle(trainer, views, recipe):
 
 
 PARTICULAR = {
+    "long_spans": has_two_offsets,
     "paper": has_papers_views,
     "default": has_free_gaps,
     "merged": has_causal_rows_too,

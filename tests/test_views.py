@@ -301,6 +301,39 @@ def test_a_span_of_exactly_the_offset_is_free_and_a_longer_one_is_not(length, en
         np.testing.assert_array_equal(view.position_ids, np.arange(len(row)))
 
 
+def test_longer_spans_take_the_second_offset():
+    settings = {"gap_layout": "mixed", "free_offset": 16, "long_free_offset": 48, "max_spans": 1, "span_min": 4}
+    seen = set()
+    for seed in range(300):
+        view, row = draw(100, seed, **settings, span_max=60, span_lengths="log_uniform", mask_ratio=0.0)
+        for start, length in spans_of(view):
+            ended = view.msg_labels[start + length - 1] == END
+            offset = 16 if length <= 16 else 48
+            assert not (ended and length > 48) and (ended or length not in (16, 48))
+            if start + length < len(row):
+                jump = view.position_ids[start + length] - view.position_ids[start]
+                assert jump == (offset if ended else length)
+            seen.add((length <= 16, length <= 48, bool(ended)))
+    assert seen == {
+        (True, True, True),
+        (True, True, False),
+        (False, True, True),
+        (False, True, False),
+        (False, False, False),
+    }
+
+
+def test_log_uniform_lengths():
+    """As many spans of 4 to 15 tokens as of 16 to 63."""
+    found = [
+        length
+        for seed in range(600)
+        for _, length in spans_of(draw(200, seed, span_min=4, span_max=63, span_lengths="log_uniform", max_spans=1)[0])
+    ]
+    assert len(found) == 600 and min(found) == 4 and max(found) > 55
+    assert 240 < sum(length < 16 for length in found) < 360
+
+
 # ------------------------------------------------------------------------------------------------- whole-row settings
 
 

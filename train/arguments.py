@@ -115,10 +115,17 @@ class ViewArguments:
     max_spans: int = field(default=2, metadata={"help": "Most spans of a row; 0: none."})
     span_min: int = field(default=4, metadata={"help": "Shortest span, tokens."})
     span_max: int = field(default=128, metadata={"help": "Longest span, tokens."})
+    span_lengths: str = field(
+        default="uniform", metadata={"help": "How lengths are drawn: uniform, or log_uniform (as many short as long)."}
+    )
     max_span_share: float = field(default=0.6, metadata={"help": "Most of a row that its spans may take together."})
     sentence_span_ratio: float = field(default=0.0, metadata={"help": "Share of spans that are one whole sentence."})
     gap_layout: str = field(default="exact", metadata={"help": "exact (the paper) or mixed (half of the spans free)."})
     free_offset: int = field(default=128, metadata={"help": "Positions a free span reserves."})
+    long_free_offset: int = field(
+        default=0,
+        metadata={"help": "Positions of a free span that is longer than free_offset; 0: such spans are exact."},
+    )
     clean_context_ratio: float = field(default=0.0, metadata={"help": "Share of rows with spans and no masks."})
     all_span_ratio: float = field(default=0.0, metadata={"help": "Share of rows that are one span, i.e. causal."})
     fim_ratio: float = field(
@@ -147,8 +154,18 @@ class ViewArguments:
                 f"all_span_ratio + fim_ratio = {self.all_span_ratio + self.fim_ratio}: must be at most 1."
             )
         _check_choice("gap_layout", self.gap_layout, ("exact", "mixed"))
+        _check_choice("span_lengths", self.span_lengths, ("uniform", "log_uniform"))
         if self.free_offset < 1:
             raise ValueError(f"free_offset={self.free_offset}: must be positive.")
+        if self.long_free_offset and self.long_free_offset <= self.free_offset:
+            raise ValueError(
+                f"long_free_offset={self.long_free_offset}: must be above free_offset={self.free_offset}, or 0."
+            )
+
+    @property
+    def free_offsets(self) -> list[int]:
+        """The constants that a checkpoint knows, the smaller first."""
+        return [self.free_offset] + ([self.long_free_offset] if self.long_free_offset else [])
 
 
 RANGES = {  # of single values; the paper's learning rate is 3e-5, one above 1 is a slip of the keyboard

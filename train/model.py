@@ -33,7 +33,7 @@ def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer)
         )
     if view_args.gap_layout == "mixed":  # a checkpoint that is trained further may have been trained without it
         model.config.infill_end_token_id = tokenizer.eos_token_id
-        model.config.infill_free_offsets = [view_args.free_offset]
+        model.config.infill_free_offsets = view_args.free_offsets
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(name))
         if parameter.requires_grad:
@@ -122,11 +122,12 @@ def mask_token_id(text: str, tokenizer) -> int:
 
 def check_lengths(config, data_args: DataArguments, view_args: ViewArguments) -> None:
     """Free gaps move positions to the right; all must stay inside what the base was trained on."""
-    jump = view_args.max_spans * view_args.free_offset if view_args.gap_layout == "mixed" else 0
+    offset = max(view_args.free_offsets)
+    jump = view_args.max_spans * offset if view_args.gap_layout == "mixed" else 0
     jump = max(jump, MOST_MARKER_TOKENS + 1 if view_args.fim_ratio > 0 else 0)
     if data_args.max_length + jump > config.max_position_embeddings:
         raise ValueError(
-            f"max_length={data_args.max_length} with {view_args.max_spans} free gaps of {view_args.free_offset} reaches "
+            f"max_length={data_args.max_length} with {view_args.max_spans} free gaps of {offset} reaches "
             f"position {data_args.max_length + jump}, beyond max_position_embeddings={config.max_position_embeddings}. "
             "Lower max_length, max_spans or free_offset."
         )

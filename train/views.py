@@ -47,15 +47,15 @@ def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
     span_ids = np.zeros(len(ids), dtype=np.int64)
     for g, (start, length) in enumerate(spans, start=1):
         span_ids[start : start + length] = g
-    free = [settings.gap_layout == "mixed" and _is_free(length, settings, rng) for _, length in spans]
+    offsets = [_free_offset(length, settings, rng) for _, length in spans]
     clean = bool(spans) and rng.random() < settings.clean_context_ratio
     masked = np.zeros(len(ids), bool) if clean else sample_masked(span_ids, settings, rng)
     return View(
         input_ids=corrupt(ids, masked, settings, tokens, rng),
         span_ids=span_ids,
-        position_ids=free_positions(len(ids), spans, free, settings.free_offset),
+        position_ids=free_positions(len(ids), spans, offsets),
         mntp_labels=_labels_left_of(ids, masked) if settings.mask_objective == "mntp" else _labels_at(ids, masked),
-        msg_labels=_msg_labels(ids, spans, free, tokens.end),
+        msg_labels=_msg_labels(ids, spans, offsets, tokens.end),
     )
 
 
@@ -114,17 +114,21 @@ def sample_spans(sentence_starts, settings, rng) -> list[tuple[int, int]]:
         if rng.random() < settings.sentence_span_ratio:
             span = _sentence_span(sentence_starts, rng)
         else:
-            span = _uniform_span(len(sentence_starts), min(settings.span_max, room), settings.span_min, rng)
+            longest = min(settings.span_max, room)
+            span = _span(len(sentence_starts), longest, settings.span_min, settings.span_lengths, rng)
         if span and span[1] <= room and all(_apart(span, other) for other in spans):
             spans.append(span)
             room -= span[1]
     return sorted(spans)
 
 
-def _uniform_span(n, longest, shortest, rng):
+def _span(n, longest, shortest, lengths, rng):
     if longest < shortest:
         return None
-    length = int(rng.integers(shortest, longest + 1))
+    if lengths == "uniform":
+        length = int(rng.integers(shortest, longest + 1))
+    else:  # as likely between 8 and 16 as between 128 and 256
+        length = int(np.exp(rng.uniform(np.log(shortest), np.log(longest + 1))))
     return int(rng.integers(1, n - length + 1)), length
 
 
@@ -142,18 +146,20 @@ def _apart(span, other) -> bool:
     return start + length < other_start or other_start + other_length < start
 
 
-def _is_free(length, settings, rng) -> bool:
-    """Half of the spans are free. One that exactly fills the offset must be, or the two layouts would look the same."""
-    if length >= settings.free_offset:
-        return length == settings.free_offset
-    return bool(rng.random() < 0.5)
+def _free_offset(length, settings, rng) -> int | None:
+    """Positions that a span reserves, or None where it is exact. Half of the spans are free. One that exactly fills an
+    offset must be, or the two layouts would look the same; one longer than all of them cannot be."""
+    offset = next((offset for offset in settings.free_offsets if offset >= length), None)
+    if settings.gap_layout == "exact" or offset is None:
+        return None
+    return offset if length == offset or rng.random() < 0.5 else None
 
 
-def free_positions(n, spans, free, offset) -> np.ndarray:
+def free_positions(n, spans, offsets) -> np.ndarray:
     """Positions of a row: behind a free span the text goes on `offset` positions after the span's start."""
     jump = np.zeros(n, dtype=np.int64)
-    for (start, length), is_free in zip(spans, free):
-        if is_free:
+    for (start, length), offset in zip(spans, offsets):
+        if offset is not None:
             jump[start + length :] += offset - length
     return np.arange(n) + jump
 
@@ -194,12 +200,12 @@ def _labels_at(ids, chosen) -> np.ndarray:
     return np.where(chosen, ids, IGNORE)
 
 
-def _msg_labels(ids, spans, free, end) -> np.ndarray:
+def _msg_labels(ids, spans, offsets, end) -> np.ndarray:
     chosen = np.zeros(len(ids), bool)
     for start, length in spans:
         chosen[start : start + length] = True
     labels = _labels_left_of(ids, chosen)
-    for (start, length), is_free in zip(spans, free):
-        if is_free:
+    for (start, length), offset in zip(spans, offsets):
+        if offset is not None:
             labels[start + length - 1] = end
     return labels
