@@ -11,7 +11,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import REPOSITORY
 from safetensors.torch import load_file
-from training import relative_difference
+from training import log_of, magnet, make_trainer, relative_difference, texts
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 CONFIGS = {path.stem: load_config_from_file(str(path)) for path in (REPOSITORY / "accelerate_configs").glob("*.yaml")}
@@ -76,3 +76,19 @@ def test_fsdp2_takes_a_bfloat16_base_with_a_float32_adapter(one_process, two_sha
     exact = load_file(one_process / "float32 base.safetensors")
     assert all(update.dtype == torch.float32 for update in spread.values())
     assert relative_difference(spread, alone) < relative_difference(alone, exact)
+
+
+# ----------------------------------------------------------------------------------------------------- torch.compile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_step_has_the_losses_of_an_eager_one(tmp_path, backend):
+    lines = []
+    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": backend}):
+        trainer = make_trainer(tmp_path, magnet("linear"), rows=texts(8), **compiled)
+        trainer.train()
+        lines += log_of(trainer)
+    eager, compiled = lines
+    for name in ("loss_mntp", "loss_sscl", "loss_msg", "grad_norm"):
+        assert compiled[name] == pytest.approx(eager[name], rel=1e-4), name

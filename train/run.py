@@ -16,6 +16,7 @@ from modeling_magnet.export import save_checkpoint
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
 from .curves import CurvesCallback
 from .data import build_data
+from .estimate import estimate
 from .guard import guarded
 from .model import build_model, check_lengths, unquantised
 from .output_dir import claimed
@@ -33,8 +34,13 @@ def main(args: list[str] | None = None) -> None:
     try:
         *arguments, sources = parse_with_sources(args)
         if arguments[3].process_index == 0:
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger(__package__).setLevel(logging.INFO)  # what is in the data, which checkpoint is taken
             print(describe(arguments, sources), flush=True)
-        train(*arguments, sources=sources)
+        if not arguments[3].estimate:
+            train(*arguments, sources=sources)
+        elif arguments[3].process_index == 0:
+            print(estimate(*arguments))
     except (ValueError, OSError, FloatingPointError) as error:
         logger.debug("where it happened:", exc_info=True)
         sys.exit(f"magnet train: {error}")

@@ -4,6 +4,8 @@ No formula to go out of date: whatever transformers, PEFT, autocast and SDPA kee
 second and without memory.
 """
 
+import functools
+import json
 import weakref
 from dataclasses import dataclass
 
@@ -85,12 +87,18 @@ def layer_memory(
         autocast (`bool`): Whether the run computes in bfloat16 (`bf16=True`).
         all_states (`bool`, defaults to `False`): Whether the output of every layer is held, as for sentence vectors.
     """
-    one, two = (_simulate(config, dtype, autocast, rows, length, layers, all_states) for layers in (1, 2))
+    one, two = (
+        _simulate(config.to_json_string(), dtype, autocast, rows, length, layers, all_states) for layers in (1, 2)
+    )
     kept = two[0] - one[0]
     return LayerMemory(kept=kept, edges=max(one[0] - kept, 0), spike=max(two[1] - two[0], 0))
 
 
+@functools.lru_cache(
+    maxsize=64
+)  # advice asks for the same shapes again; a configuration cannot be a key, its text can
 def _simulate(config, dtype, autocast, rows, length, layers, all_states):
+    config = MagnetLlamaConfig.from_dict(json.loads(config))
     model = _shell(config, layers)
     with FakeTensorMode():
         for module_name, module in model.named_modules():
