@@ -11,18 +11,20 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from .gaps_magnet import Document
 from .rules_magnet import GapRules, GapStops, RowRule, barred_ngrams, start_tokens
 from .seams_magnet import cut_at, fill_ids, fill_text, heal
 from .streaming_magnet import InfillStreamer
 
+STATIC_STEP = 64  # a static cache holds a multiple of this many tokens, so that few lengths are compiled
+
 
 @dataclass
 class Job:
     """One gap to be written `copies` times; `target` is whose it is, `begun` what of a long fill is context already.
-    `shows` is false where other jobs compete for the same gap."""
+    `shows` is false where other fills compete for the same gap."""
 
     document: Document
     gap: int
@@ -39,7 +41,8 @@ class Job:
         """The job of the rest of a long fill: what is written becomes context, of a document of its own."""
         begun = list(self.document.begun)
         begun[self.gap] = begun[self.gap] + tokens
-        return replace(self, document=replace(self.document, begun=begun), copies=1, logprobs=self.logprobs + logprobs)
+        rest = {"copies": 1, "shows": self.shows and self.copies == 1}
+        return replace(self, document=replace(self.document, begun=begun), logprobs=self.logprobs + logprobs, **rest)
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Decoder:
         tokenizer ([`PreTrainedTokenizerBase`]): A fast one.
         generate_kwargs (`dict`): What the caller wants `generate()` to be told.
         chunk_size (`int`, *optional*): Longer fills are written in chunks, each becoming context of the next.
-        avoid_copy (`int`, *optional*): n-grams of the text right of the gap that a fill must not contain.
+        avoid_copy (`int`, *optional*): Length of n-grams of the text right of the gap that a fill must not contain.
         batch_size (`int`): Rows of a call.
         logprobs (`bool`): Whether to keep log-probabilities; costs the logits of every step.
         streamer ([`InfillStreamer`], *optional*): Told of the jobs of a call and their rows of tokens after each token.
@@ -80,13 +83,18 @@ class Decoder:
 
     def __post_init__(self):
         config = self.generate_kwargs.get("generation_config") or self.model.generation_config
+        self.samples = bool(self.generate_kwargs.get("do_sample", config.do_sample))
         self.beams = self.generate_kwargs.get("num_beams", config.num_beams) or 1
+        self.static = self.generate_kwargs.get("cache_implementation", config.cache_implementation) == "static"
+        self.static_room = self.generate_kwargs.get("max_cache_len", config.max_cache_len) or 0
         self.end = self.model.config.infill_end_token_id
         self.control = (set(self.tokenizer.all_special_ids) | {self.end}) - {None}
 
     def write(self, jobs: list[Job]) -> list[Written]:
         """Writes every job's copies, long ones chunk by chunk."""
         written = []
+        for job in jobs:
+            self._check_copies(job.copies)
         while jobs:
             unfinished = []
             for batch in self._batches(jobs):
@@ -99,6 +107,17 @@ class Decoder:
             jobs = unfinished
         return written
 
+    def _check_copies(self, copies: int) -> None:
+        if copies > 1 and self.beams == 1 and not self.samples:
+            raise ValueError(
+                f"num_return_sequences or num_candidates={copies}: greedy search writes one fill of a gap. Pass do_sample=True, "
+                f"or num_beams={copies}."
+            )
+        if copies > self.beams > 1:
+            raise ValueError(
+                f"num_return_sequences or num_candidates={copies}: more than num_beams={self.beams}. Pass num_beams={copies}."
+            )
+
     # ------------------------------------------------------------------------------------------------------- lengths
 
     def budget(self, gap, begun: int = 0) -> int:
@@ -109,20 +128,26 @@ class Decoder:
         offsets = sorted(self.model.config.infill_free_offsets)
         return next((offset for offset in offsets if offset >= most - begun), offsets[-1])
 
-    def longest(self, job: Job) -> int:
-        """Tokens of a job's next chunk."""
-        gap = job.document.gaps[job.gap]
-        rest = gap.limits()[1] - len(job.begun)
-        if self.chunk_size is not None:
-            return min(rest, self.chunk_size)
-        offset = self.budget(gap, len(job.begun))
-        return rest if rest <= offset else offset * 3 // 4  # what stands near the end of the offset was rarely trained
+    def chunk(self, gap, begun: int = 0) -> int:
+        """Most tokens to be written before what is written becomes context."""
+        rest = gap.limits()[1] - begun
+        chunk, offset = min(rest, self.chunk_size or rest), self.budget(gap, begun)
+        return chunk if chunk <= offset else max(1, offset * 3 // 4)  # the offset's last positions were rarely trained
+
+    def room(self, gap) -> int:
+        """Positions that a gap takes at most: what is written and the budget of the rest, whatever the chunk."""
+        begun, room = 0, 0
+        while begun < gap.limits()[1]:
+            room = max(room, begun + self.budget(gap, begun))
+            begun += self.chunk(gap, begun)
+        return room
 
     def _batches(self, jobs: list[Job]):
         """Jobs that one call can hold, the longest contexts together. Beams of one call end at one length."""
         groups = {}
         for job in jobs:
-            key = (job.copies, self.longest(job) if self.beams > 1 else None)
+            longest = self.chunk(job.document.gaps[job.gap], len(job.begun))
+            key = (job.copies, longest if self.beams > 1 else None)
             groups.setdefault(key, []).append(job)
         for (copies, _), group in groups.items():
             group.sort(key=lambda job: -sum(map(len, job.document.ids)))
@@ -142,12 +167,10 @@ class Decoder:
         ids, positions, mask, cache = self._encode(layouts)
         rows = torch.tensor(row_of, device=ids.device)
         left = torch.tensor([layouts[r][2][job.gap] for r, job in zip(row_of, jobs)], device=ids.device)[:, None]
-        cache.batch_select_indices(rows)
-        cache.batch_repeat_interleave(
-            max(self.beams, jobs[0].copies)
-        )  # generate() expands its inputs, not a given cache
-        ids, positions, mask = ids[rows], positions[rows], mask[rows]  # (R, C)
         rules = [self._rule(job) for job in jobs]
+        room = ids.shape[1] + 1 + max(rule.longest for rule in rules)
+        cache = self._expand(cache, rows, max(self.beams, jobs[0].copies), room)
+        ids, positions, mask = ids[rows], positions[rows], mask[rows]  # (R, C)
         outputs = self.model.generate(
             input_ids=torch.cat([ids, ids.gather(1, left)], dim=1),  # (R, C + 1)
             position_ids=torch.cat([positions, positions.gather(1, left)], dim=1),
@@ -180,10 +203,28 @@ class Decoder:
         self.model.model(ids, **inputs, attention_mode="bidirectional")
         return ids, positions, mask, cache
 
+    def _expand(self, cache: DynamicCache, rows: torch.Tensor, copies: int, room: int) -> Cache:
+        """
+        The contexts' cache with a row for each row of `generate()`, which expands its inputs, not a given cache.
+
+        A static cache is filled from the dynamic one: read bidirectionally into a static one, the context would attend to
+        slots that hold nothing yet.
+        """
+        rows = rows.repeat_interleave(copies)
+        if not self.static:
+            if len(rows) > len(cache.layers[0].keys):  # else each context has one row, and they are in order
+                cache.batch_select_indices(rows)
+            return cache
+        room = max(-(-room // STATIC_STEP) * STATIC_STEP, self.static_room)
+        static = StaticCache(self.model.config, max_cache_len=room)
+        for number, layer in enumerate(cache.layers):
+            static.update(layer.keys[rows], layer.values[rows], number)
+        return static
+
     def _rule(self, job: Job) -> RowRule:
         gap, document = job.document.gaps[job.gap], job.document
         fewest, _ = gap.limits()
-        start = [] if job.begun else self._start(job, gap)
+        start = self._start(job, gap)[len(job.begun) :]
         stops = None
         if gap.stop is not None:
 
@@ -192,10 +233,11 @@ class Decoder:
 
         return RowRule(
             shortest=max(fewest - len(job.begun), len(start) if gap.prefix else 0),
-            longest=self.longest(job),
+            longest=self.chunk(gap, len(job.begun)),
             end=self.end if gap.is_free else None,
             start=start,
-            barred=barred_ngrams(document.ids[job.gap + 1], self.avoid_copy),
+            barred=barred_ngrams(document.ids[job.gap + 1 :], self.avoid_copy),
+            begun=job.begun,
             stops=stops,
         )
 
@@ -225,6 +267,8 @@ class Decoder:
             "output_logits": self.logprobs,
             "tokenizer": self.tokenizer,  # for stop_strings
             "use_cache": True,  # a model fresh from training may have it off, which would feed the context twice
+            "cache_implementation": None,  # generate() is given the cache
+            "max_cache_len": None,
         }
         processors = [*(self.generate_kwargs.get("logits_processor") or []), GapRules(rules, prompt_length, end)]
         stops = [*(self.generate_kwargs.get("stopping_criteria") or []), GapStops(rules, prompt_length, watch)]
