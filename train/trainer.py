@@ -138,9 +138,10 @@ class MagnetTrainer(Trainer):
             targets = inputs[LABELS[name]][labelled]  # (labelled,)
             mine = targets != IGNORE
             count = mine.sum() if num_items is None else num_items[name]
-            part = function(logits[mine], targets[mine], count)
-            right = (logits[mine].argmax(-1) == targets[mine]).sum()
-            origins = functools.partial(self._text_origins, inputs, rows[mine], logits[mine], model.training)
+            predicted, targets = logits[mine], targets[mine]  # a copy, the largest tensor of the step: one is enough
+            part = function(predicted, targets, count)
+            right = (predicted.argmax(-1) == targets).sum()
+            origins = functools.partial(self._text_origins, inputs, rows[mine], predicted, model.training)
             self._record(name, part * count, mine.sum(), right, model.training, origins)
             loss = loss + lambdas[name] * part
         if lambdas.get("kl", 0) > 0:
@@ -160,8 +161,9 @@ class MagnetTrainer(Trainer):
         rows = labelled.nonzero()[:, 0]  # (labelled,)
         mine = causal[rows]
         count = mine.sum() if num_items is None else num_items["kl"]
-        part = kl_loss(logits[mine], base_logits, count)
-        origins = functools.partial(self._text_origins, inputs, rows[mine], logits[mine], model.training)
+        predicted = logits[mine]
+        part = kl_loss(predicted, base_logits, count)
+        origins = functools.partial(self._text_origins, inputs, rows[mine], predicted, model.training)
         self._record("kl", part * count, mine.sum(), mine.sum(), model.training, origins)
         return part
 
