@@ -127,7 +127,7 @@ def memory(run: Run) -> dict[str, float]:
     >>> llama = MagnetLlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000)
     >>> run = Run(config=llama, checkpointing=True)
     >>> round(memory(run)["base weights"] / GIB, 1)
-    12.6
+    12.5
 
     ```
     """
