@@ -124,10 +124,10 @@ def memory(run: Run) -> dict[str, float]:
     ```python
     >>> from magnet_train.estimate import GIB, Run, memory
     >>> from modeling_magnet import MagnetLlamaConfig
-    >>> llama = MagnetLlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000)
+    >>> llama = MagnetLlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000, adapter={"r": 16, "alpha": 32, "target_modules": ["q_proj"]})
     >>> run = Run(config=llama, checkpointing=True)
     >>> round(memory(run)["base weights"] / GIB, 1)
-    12.5
+    12.6
 
     ```
     """
