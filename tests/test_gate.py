@@ -60,7 +60,8 @@ def test_open_gate_is_the_low_rank_update(tiny_magnet):
             assert torch.equal(layer(x), x @ layer.base_layer.weight.T)
 
 
-def test_gate_nests_and_survives_an_exception(tiny_magnet):
+def test_gate_nests_and_survives_an_exception(tiny_magnet, ids):
+    """Inside a closed gate nothing opens it: so the base model can be asked in any mode."""
     layer = tiny_magnet().model.layers[0].self_attn.q_proj
     x = torch.ones(1, 64)
     with torch.no_grad():
@@ -68,12 +69,18 @@ def test_gate_nests_and_survives_an_exception(tiny_magnet):
         with adapter_gate(False):
             closed = layer(x)
             with adapter_gate(True):
-                assert torch.equal(layer(x), opened)
+                assert torch.equal(layer(x), closed)
             assert torch.equal(layer(x), closed)
             with pytest.raises(RuntimeError, match="inside"), adapter_gate(True):
                 raise RuntimeError("inside")
             assert torch.equal(layer(x), closed)
         assert torch.equal(layer(x), opened)
+        with adapter_gate(True), adapter_gate(False):
+            assert torch.equal(layer(x), closed)
+        base, adapted = tiny_magnet(adapter=None), tiny_magnet()
+        with adapter_gate(False):
+            inside = adapted(ids, attention_mode="bidirectional").logits
+        assert torch.equal(inside, base(ids, attention_mode="bidirectional").logits)
     assert not torch.equal(opened, closed)
 
 

@@ -101,9 +101,11 @@ class MagnetTrainer(Trainer):
     def more_to_come(self, model):
         """A forward and backward that others of this micro-batch follow: processes do not exchange gradients yet."""
         before, self.accelerator.sync_gradients = self.accelerator.sync_gradients, False
-        with self.accelerator.no_sync(model):
-            yield
-        self.accelerator.sync_gradients = before
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            self.accelerator.sync_gradients = before
 
     def _backward_options(self):
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -172,7 +174,7 @@ class MagnetTrainer(Trainer):
         head = self.model.projection_head
         if head is None or self.accelerator.num_processes == 1 or lambdas.get("sscl", 1) > 0:
             return 0.0
-        return sum(parameter.sum() for parameter in head.parameters()) * 0.0
+        return head(torch.zeros(1, self.model.config.hidden_size, device=self.model.device)).sum() * 0.0
 
     # --------------------------------------------------------------------------------------------------- pairs: SSCL
 
