@@ -3,7 +3,7 @@
 No hybrid mask is needed. Context tokens never attend to a span, so their keys and values are computed once, by one
 bidirectional forward, each at its true position; a span token attends to all of them and to its own past, which is
 what a cached causal step does. The first span token is predicted by the context token left of the gap: that token is
-hidden in the cache and fed once more, as the last token of generate()'s prompt. This equals the full hybrid forward.
+taken out of the cache and fed once more, as the last token of generate()'s prompt. This equals the full hybrid forward.
 """
 
 import functools
@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from .gaps_magnet import Document
 from .rules_magnet import GapRules, GapStops, RowRule, barred_ngrams, start_tokens
-from .seams_magnet import cut_at, fill_ids, fill_text, heal
+from .seams_magnet import continuation_ids, cut_at, fill_ids, fill_text, heal
 from .streaming_magnet import InfillStreamer
 
 STATIC_STEP = 64  # a static cache holds a multiple of this many tokens, so that few lengths are compiled
@@ -168,19 +168,21 @@ class Decoder:
         rows = torch.tensor(row_of, device=ids.device)
         left = torch.tensor([layouts[r][2][job.gap] for r, job in zip(row_of, jobs)], device=ids.device)[:, None]
         rules = [self._rule(job) for job in jobs]
-        room = ids.shape[1] + 1 + max(rule.longest for rule in rules)
-        cache = self._expand(cache, rows, max(self.beams, jobs[0].copies), room)
-        ids, positions, mask = ids[rows], positions[rows], mask[rows]  # (R, C)
+        others = torch.arange(ids.shape[1] - 1, device=ids.device).expand(len(jobs), -1)
+        others = others + (others >= left)  # (R, C - 1): all but the left neighbour
+        cache = self._expand(cache, rows, others, max(self.beams, jobs[0].copies), max(r.longest for r in rules))
+        order = torch.cat([others, left], dim=1)
+        ids, positions, mask = (values[rows].gather(1, order) for values in (ids, positions, mask))  # (R, C)
         outputs = self.model.generate(
-            input_ids=torch.cat([ids, ids.gather(1, left)], dim=1),  # (R, C + 1)
-            position_ids=torch.cat([positions, positions.gather(1, left)], dim=1),
-            attention_mask=torch.cat([mask.scatter(1, left, 0), torch.ones_like(left)], dim=1),
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
             past_key_values=cache,
             attention_mode="hybrid",
             num_return_sequences=jobs[0].copies,
-            **self._arguments(jobs, rules, ids.shape[1] + 1),
+            **self._arguments(jobs, rules, ids.shape[1]),
         )
-        fills = outputs.sequences[:, ids.shape[1] + 1 :].tolist()
+        fills = outputs.sequences[:, ids.shape[1] :].tolist()
         logprobs = self._logprobs(outputs, fills) if self.logprobs else [[None] * len(fill) for fill in fills]
         copies = jobs[0].copies
         return [
@@ -189,7 +191,7 @@ class Decoder:
 
     def _encode(self, layouts):
         """Encodes the contexts, (D, C) padded on the right, bidirectionally into a cache."""
-        length = max(len(ids) for ids, _, _ in layouts)
+        length = max(2, *(len(ids) for ids, _, _ in layouts))  # one is fed again, and a cache must hold something
         ids = torch.zeros(len(layouts), length, dtype=torch.long)
         positions, mask = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, (row_ids, row_positions, _) in enumerate(layouts):
@@ -203,23 +205,20 @@ class Decoder:
         self.model.model(ids, **inputs, attention_mode="bidirectional")
         return ids, positions, mask, cache
 
-    def _expand(self, cache: DynamicCache, rows: torch.Tensor, copies: int, room: int) -> Cache:
+    def _expand(self, cache: DynamicCache, rows, others, copies: int, longest: int) -> Cache:
         """
-        The contexts' cache with a row for each row of `generate()`, which expands its inputs, not a given cache.
-
-        A static cache is filled from the dynamic one: read bidirectionally into a static one, the context would attend to
-        slots that hold nothing yet.
+        The cache of `generate()`'s rows: what each attends to, (R, C - 1) slots of its context's. generate() expands its
+        inputs, not a given cache. A static cache is filled from the dynamic one, because a context that is read into it
+        would attend to slots that hold nothing yet.
         """
-        rows = rows.repeat_interleave(copies)
-        if not self.static:
-            if len(rows) > len(cache.layers[0].keys):  # else each context has one row, and they are in order
-                cache.batch_select_indices(rows)
-            return cache
-        room = max(-(-room // STATIC_STEP) * STATIC_STEP, self.static_room)
-        static = StaticCache(self.model.config, max_cache_len=room)
+        rows, others = rows.repeat_interleave(copies), others.repeat_interleave(copies, dim=0)
+        length = others.shape[1] + longest
+        static = {"max_cache_len": max(-(-length // STATIC_STEP) * STATIC_STEP, self.static_room)}
+        expanded = StaticCache(self.model.config, **static) if self.static else DynamicCache(config=self.model.config)
         for number, layer in enumerate(cache.layers):
-            static.update(layer.keys[rows], layer.values[rows], number)
-        return static
+            states = (states[rows[:, None], :, others].transpose(1, 2) for states in (layer.keys, layer.values))
+            expanded.update(*states, number)
+        return expanded
 
     def _rule(self, job: Job) -> RowRule:
         gap, document = job.document.gaps[job.gap], job.document
@@ -243,22 +242,22 @@ class Decoder:
 
     def _start(self, job, gap) -> list[set[int]]:
         """The prefix, and the space that was healed off the text to the left: a fill behind it begins a word."""
+        if gap.prefix:
+            return start_tokens(fill_ids(gap.prefix, job.document, job.gap, self.tokenizer), self.tokenizer)
         left = job.document.texts[job.gap]
-        if not gap.prefix and heal(left) == left:
+        if heal(left) == left:
             return []
-        start = start_tokens(fill_ids(gap.prefix or "", job.document, job.gap, self.tokenizer), self.tokenizer)
-        if not gap.prefix and gap.is_free and self.end is not None:
+        start = start_tokens(continuation_ids(" ", self.tokenizer), self.tokenizer)
+        if gap.is_free and self.end is not None:
             start[0].add(self.end)  # a fill may be empty
         return start
 
     def _arguments(self, jobs, rules, prompt_length) -> dict:
         """Control tokens are never written into a text; the end token alone may be predicted, in a free gap."""
         end = self.end if any(rule.end is not None for rule in rules) else None
-        never = self.control - {end} | set(self.generate_kwargs.get("suppress_tokens") or [])
         watch = self.streamer and functools.partial(self.streamer.written, jobs)
         arguments = {
             "max_new_tokens": max(rule.longest for rule in rules),
-            "suppress_tokens": sorted(never),
             # generate() pads finished rows only if there is an end token; [BOS] is suppressed, so it ends nothing and,
             # as padding, cannot be taken for the end token
             "eos_token_id": self.tokenizer.bos_token_id if end is None else end,
@@ -270,7 +269,10 @@ class Decoder:
             "cache_implementation": None,  # generate() is given the cache
             "max_cache_len": None,
         }
-        processors = [*(self.generate_kwargs.get("logits_processor") or []), GapRules(rules, prompt_length, end)]
+        processors = [
+            *(self.generate_kwargs.get("logits_processor") or []),
+            GapRules(rules, prompt_length, end, self.control - {end}),
+        ]
         stops = [*(self.generate_kwargs.get("stopping_criteria") or []), GapStops(rules, prompt_length, watch)]
         arguments["logits_processor"] = LogitsProcessorList(processors)
         arguments["stopping_criteria"] = StoppingCriteriaList(stops)

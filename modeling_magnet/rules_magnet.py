@@ -41,17 +41,20 @@ class GapRules(LogitsProcessor):
         rules (list of [`RowRule`]): One a row of the prompt; beams and alternatives of a row lie side by side.
         prompt_length (`int`): Tokens in front of the fills.
         end (`int`, *optional*): The end token of the call, which rows of exact length must not write.
+        never (set of `int`): Tokens that no row may write.
     """
 
-    def __init__(self, rules: list[RowRule], prompt_length: int, end: int | None):
+    def __init__(self, rules: list[RowRule], prompt_length: int, end: int | None, never: set[int]):
         self.rules, self.prompt_length, self.end = rules, prompt_length, end
+        self.never = torch.tensor(sorted(never), dtype=torch.long)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         written = input_ids.shape[1] - self.prompt_length
         copies = len(input_ids) // len(self.rules)
+        self.never = self.never.to(scores.device)
+        scores = scores.index_fill(1, self.never, -torch.inf)  # a copy: generate() may keep what it gave
         if not any(self._acts(rule, written) for rule in self.rules):
             return scores
-        scores = scores.clone()
         for row in range(len(scores)):
             self._keep(self.rules[row // copies], scores[row], written, input_ids[row])
         return scores

@@ -63,7 +63,7 @@ def test_pieces_are_encoded_whole(greedy_merger, middle, right):
     document = read_document(f"x<|gap|>{middle}<|gap|>{right}", "<|gap|>", Gap(4), {}, 0)
     left_ids, middle_ids, right_ids = context_ids(document, greedy_merger)
     decoded = [greedy_merger.decode(ids) for ids in (left_ids[1:], middle_ids, right_ids)]
-    healed = middle.removesuffix(" ") if middle.strip() else middle  # a word's token brings the space before it
+    healed = middle if middle == " " else middle.removesuffix(" ")  # a word's token brings the space before it
     assert left_ids[0] == greedy_merger.bos_token_id
     assert decoded == ["x", healed, right]
     assert not {0, 1} & {*left_ids[1:], *middle_ids, *right_ids}

@@ -89,7 +89,7 @@ def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -
     mode = config.attention_mode if attention_mode is None else attention_mode
     if mode not in ATTENTION_MODES:
         raise ValueError(f"attention_mode={mode!r}: must be one of {list(ATTENTION_MODES)}.")
-    cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+    cached = past_key_values is not None and _is_filled(past_key_values, mode)
     if span_ids is not None and span_mask is not None:
         raise ValueError("Pass either span_ids or span_mask, not both.")
     if span_mask is not None and span_mask.dtype != torch.bool:
@@ -105,6 +105,13 @@ def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -
             "'hybrid' to continue a cached context, or pass the whole text without a cache."
         )
     return mode
+
+
+def _is_filled(cache, mode) -> bool:
+    length = cache.get_seq_length()
+    if isinstance(length, torch.Tensor) and torch.compiler.is_compiling():
+        return mode == "hybrid"  # a static cache's length is a tensor: reading it would break the graph
+    return bool(length > 0)
 
 
 def _check_hybrid(config, has_spans, past_key_values, cached) -> None:

@@ -3,7 +3,7 @@
 No hybrid mask is needed. Context tokens never attend to a span, so their keys and values are computed once, by one
 bidirectional forward, each at its true position; a span token attends to all of them and to its own past, which is
 what a cached causal step does. The first span token is predicted by the context token left of the gap: that token is
-hidden in the cache and fed once more, as the last token of generate()'s prompt. This equals the full hybrid forward.
+taken out of the cache and fed once more, as the last token of generate()'s prompt. This equals the full hybrid forward.
 """
 
 import functools
@@ -11,18 +11,20 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from .gaps_magnet import Document
 from .rules_magnet import GapRules, GapStops, RowRule, barred_ngrams, start_tokens
-from .seams_magnet import cut_at, fill_ids, fill_text, heal
+from .seams_magnet import continuation_ids, cut_at, fill_ids, fill_text, heal
 from .streaming_magnet import InfillStreamer
+
+STATIC_STEP = 64  # a static cache holds a multiple of this many tokens, so that few lengths are compiled
 
 
 @dataclass
 class Job:
     """One gap to be written `copies` times; `target` is whose it is, `begun` what of a long fill is context already.
-    `shows` is false where other jobs compete for the same gap."""
+    `shows` is false where other fills compete for the same gap."""
 
     document: Document
     gap: int
@@ -39,7 +41,8 @@ class Job:
         """The job of the rest of a long fill: what is written becomes context, of a document of its own."""
         begun = list(self.document.begun)
         begun[self.gap] = begun[self.gap] + tokens
-        return replace(self, document=replace(self.document, begun=begun), copies=1, logprobs=self.logprobs + logprobs)
+        rest = {"copies": 1, "shows": self.shows and self.copies == 1}
+        return replace(self, document=replace(self.document, begun=begun), logprobs=self.logprobs + logprobs, **rest)
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Decoder:
         tokenizer ([`PreTrainedTokenizerBase`]): A fast one.
         generate_kwargs (`dict`): What the caller wants `generate()` to be told.
         chunk_size (`int`, *optional*): Longer fills are written in chunks, each becoming context of the next.
-        avoid_copy (`int`, *optional*): n-grams of the text right of the gap that a fill must not contain.
+        avoid_copy (`int`, *optional*): Length of n-grams of the text right of the gap that a fill must not contain.
         batch_size (`int`): Rows of a call.
         logprobs (`bool`): Whether to keep log-probabilities; costs the logits of every step.
         streamer ([`InfillStreamer`], *optional*): Told of the jobs of a call and their rows of tokens after each token.
@@ -80,13 +83,18 @@ class Decoder:
 
     def __post_init__(self):
         config = self.generate_kwargs.get("generation_config") or self.model.generation_config
+        self.samples = bool(self.generate_kwargs.get("do_sample", config.do_sample))
         self.beams = self.generate_kwargs.get("num_beams", config.num_beams) or 1
+        self.static = self.generate_kwargs.get("cache_implementation", config.cache_implementation) == "static"
+        self.static_room = self.generate_kwargs.get("max_cache_len", config.max_cache_len) or 0
         self.end = self.model.config.infill_end_token_id
         self.control = (set(self.tokenizer.all_special_ids) | {self.end}) - {None}
 
     def write(self, jobs: list[Job]) -> list[Written]:
         """Writes every job's copies, long ones chunk by chunk."""
         written = []
+        for job in jobs:
+            self._check_copies(job.copies)
         while jobs:
             unfinished = []
             for batch in self._batches(jobs):
@@ -99,6 +107,17 @@ class Decoder:
             jobs = unfinished
         return written
 
+    def _check_copies(self, copies: int) -> None:
+        if copies > 1 and self.beams == 1 and not self.samples:
+            raise ValueError(
+                f"num_return_sequences or num_candidates={copies}: greedy search writes one fill of a gap. Pass do_sample=True, "
+                f"or num_beams={copies}."
+            )
+        if copies > self.beams > 1:
+            raise ValueError(
+                f"num_return_sequences or num_candidates={copies}: more than num_beams={self.beams}. Pass num_beams={copies}."
+            )
+
     # ------------------------------------------------------------------------------------------------------- lengths
 
     def budget(self, gap, begun: int = 0) -> int:
@@ -109,20 +128,26 @@ class Decoder:
         offsets = sorted(self.model.config.infill_free_offsets)
         return next((offset for offset in offsets if offset >= most - begun), offsets[-1])
 
-    def longest(self, job: Job) -> int:
-        """Tokens of a job's next chunk."""
-        gap = job.document.gaps[job.gap]
-        rest = gap.limits()[1] - len(job.begun)
-        if self.chunk_size is not None:
-            return min(rest, self.chunk_size)
-        offset = self.budget(gap, len(job.begun))
-        return rest if rest <= offset else offset * 3 // 4  # what stands near the end of the offset was rarely trained
+    def chunk(self, gap, begun: int = 0) -> int:
+        """Most tokens to be written before what is written becomes context."""
+        rest = gap.limits()[1] - begun
+        chunk, offset = min(rest, self.chunk_size or rest), self.budget(gap, begun)
+        return chunk if chunk <= offset else max(1, offset * 3 // 4)  # the offset's last positions were rarely trained
+
+    def room(self, gap) -> int:
+        """Positions that a gap takes at most: what is written and the budget of the rest, whatever the chunk."""
+        begun, room = 0, 0
+        while begun < gap.limits()[1]:
+            room = max(room, begun + self.budget(gap, begun))
+            begun += self.chunk(gap, begun)
+        return room
 
     def _batches(self, jobs: list[Job]):
         """Jobs that one call can hold, the longest contexts together. Beams of one call end at one length."""
         groups = {}
         for job in jobs:
-            key = (job.copies, self.longest(job) if self.beams > 1 else None)
+            longest = self.chunk(job.document.gaps[job.gap], len(job.begun))
+            key = (job.copies, longest if self.beams > 1 else None)
             groups.setdefault(key, []).append(job)
         for (copies, _), group in groups.items():
             group.sort(key=lambda job: -sum(map(len, job.document.ids)))
@@ -142,22 +167,22 @@ class Decoder:
         ids, positions, mask, cache = self._encode(layouts)
         rows = torch.tensor(row_of, device=ids.device)
         left = torch.tensor([layouts[r][2][job.gap] for r, job in zip(row_of, jobs)], device=ids.device)[:, None]
-        cache.batch_select_indices(rows)
-        cache.batch_repeat_interleave(
-            max(self.beams, jobs[0].copies)
-        )  # generate() expands its inputs, not a given cache
-        ids, positions, mask = ids[rows], positions[rows], mask[rows]  # (R, C)
         rules = [self._rule(job) for job in jobs]
+        others = torch.arange(ids.shape[1] - 1, device=ids.device).expand(len(jobs), -1)
+        others = others + (others >= left)  # (R, C - 1): all but the left neighbour
+        cache = self._expand(cache, rows, others, max(self.beams, jobs[0].copies), max(r.longest for r in rules))
+        order = torch.cat([others, left], dim=1)
+        ids, positions, mask = (values[rows].gather(1, order) for values in (ids, positions, mask))  # (R, C)
         outputs = self.model.generate(
-            input_ids=torch.cat([ids, ids.gather(1, left)], dim=1),  # (R, C + 1)
-            position_ids=torch.cat([positions, positions.gather(1, left)], dim=1),
-            attention_mask=torch.cat([mask.scatter(1, left, 0), torch.ones_like(left)], dim=1),
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
             past_key_values=cache,
             attention_mode="hybrid",
             num_return_sequences=jobs[0].copies,
-            **self._arguments(jobs, rules, ids.shape[1] + 1),
+            **self._arguments(jobs, rules, ids.shape[1]),
         )
-        fills = outputs.sequences[:, ids.shape[1] + 1 :].tolist()
+        fills = outputs.sequences[:, ids.shape[1] :].tolist()
         logprobs = self._logprobs(outputs, fills) if self.logprobs else [[None] * len(fill) for fill in fills]
         copies = jobs[0].copies
         return [
@@ -166,7 +191,7 @@ class Decoder:
 
     def _encode(self, layouts):
         """Encodes the contexts, (D, C) padded on the right, bidirectionally into a cache."""
-        length = max(len(ids) for ids, _, _ in layouts)
+        length = max(2, *(len(ids) for ids, _, _ in layouts))  # one is fed again, and a cache must hold something
         ids = torch.zeros(len(layouts), length, dtype=torch.long)
         positions, mask = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, (row_ids, row_positions, _) in enumerate(layouts):
@@ -180,10 +205,25 @@ class Decoder:
         self.model.model(ids, **inputs, attention_mode="bidirectional")
         return ids, positions, mask, cache
 
+    def _expand(self, cache: DynamicCache, rows, others, copies: int, longest: int) -> Cache:
+        """
+        The cache of `generate()`'s rows: what each attends to, (R, C - 1) slots of its context's. generate() expands its
+        inputs, not a given cache. A static cache is filled from the dynamic one, because a context that is read into it
+        would attend to slots that hold nothing yet.
+        """
+        rows, others = rows.repeat_interleave(copies), others.repeat_interleave(copies, dim=0)
+        length = others.shape[1] + longest
+        static = {"max_cache_len": max(-(-length // STATIC_STEP) * STATIC_STEP, self.static_room)}
+        expanded = StaticCache(self.model.config, **static) if self.static else DynamicCache(config=self.model.config)
+        for number, layer in enumerate(cache.layers):
+            states = (states[rows[:, None], :, others].transpose(1, 2) for states in (layer.keys, layer.values))
+            expanded.update(*states, number)
+        return expanded
+
     def _rule(self, job: Job) -> RowRule:
         gap, document = job.document.gaps[job.gap], job.document
         fewest, _ = gap.limits()
-        start = [] if job.begun else self._start(job, gap)
+        start = self._start(job, gap)[len(job.begun) :]
         stops = None
         if gap.stop is not None:
 
@@ -192,31 +232,32 @@ class Decoder:
 
         return RowRule(
             shortest=max(fewest - len(job.begun), len(start) if gap.prefix else 0),
-            longest=self.longest(job),
+            longest=self.chunk(gap, len(job.begun)),
             end=self.end if gap.is_free else None,
             start=start,
-            barred=barred_ngrams(document.ids[job.gap + 1], self.avoid_copy),
+            barred=barred_ngrams(document.ids[job.gap + 1 :], self.avoid_copy),
+            begun=job.begun,
             stops=stops,
         )
 
     def _start(self, job, gap) -> list[set[int]]:
         """The prefix, and the space that was healed off the text to the left: a fill behind it begins a word."""
+        if gap.prefix:
+            return start_tokens(fill_ids(gap.prefix, job.document, job.gap, self.tokenizer), self.tokenizer)
         left = job.document.texts[job.gap]
-        if not gap.prefix and heal(left) == left:
+        if heal(left) == left:
             return []
-        start = start_tokens(fill_ids(gap.prefix or "", job.document, job.gap, self.tokenizer), self.tokenizer)
-        if not gap.prefix and gap.is_free and self.end is not None:
+        start = start_tokens(continuation_ids(" ", self.tokenizer), self.tokenizer)
+        if gap.is_free and self.end is not None:
             start[0].add(self.end)  # a fill may be empty
         return start
 
     def _arguments(self, jobs, rules, prompt_length) -> dict:
         """Control tokens are never written into a text; the end token alone may be predicted, in a free gap."""
         end = self.end if any(rule.end is not None for rule in rules) else None
-        never = self.control - {end} | set(self.generate_kwargs.get("suppress_tokens") or [])
         watch = self.streamer and functools.partial(self.streamer.written, jobs)
         arguments = {
             "max_new_tokens": max(rule.longest for rule in rules),
-            "suppress_tokens": sorted(never),
             # generate() pads finished rows only if there is an end token; [BOS] is suppressed, so it ends nothing and,
             # as padding, cannot be taken for the end token
             "eos_token_id": self.tokenizer.bos_token_id if end is None else end,
@@ -225,8 +266,13 @@ class Decoder:
             "output_logits": self.logprobs,
             "tokenizer": self.tokenizer,  # for stop_strings
             "use_cache": True,  # a model fresh from training may have it off, which would feed the context twice
+            "cache_implementation": None,  # generate() is given the cache
+            "max_cache_len": None,
         }
-        processors = [*(self.generate_kwargs.get("logits_processor") or []), GapRules(rules, prompt_length, end)]
+        processors = [
+            *(self.generate_kwargs.get("logits_processor") or []),
+            GapRules(rules, prompt_length, end, self.control - {end}),
+        ]
         stops = [*(self.generate_kwargs.get("stopping_criteria") or []), GapStops(rules, prompt_length, watch)]
         arguments["logits_processor"] = LogitsProcessorList(processors)
         arguments["stopping_criteria"] = StoppingCriteriaList(stops)

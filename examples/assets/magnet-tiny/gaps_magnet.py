@@ -93,7 +93,10 @@ class InfillOutput:
 
     def __getitem__(self, name: str) -> InfilledGap:
         """The gap of that name."""
-        return next(gap for gap in self.gaps if gap.name == name)
+        for gap in self.gaps:
+            if gap.name == name:
+                return gap
+        raise KeyError(f"no gap is named {name!r}; there are {[gap.name for gap in self.gaps if gap.name]}")
 
 
 @dataclass
@@ -146,7 +149,7 @@ class Document:
 def split_at_gaps(text: str, gap_token: str) -> list[str | Gap]:
     r"""
     Splits a string at its gap markers. A backslash before a marker makes it text; two make one backslash and a gap. A
-    marker that ends in `|>` may name its gap.
+    marker that ends in `|>` may name its gap, `<|gap:name|>`; a name is a Python identifier.
 
     Example:
 
@@ -159,7 +162,7 @@ def split_at_gaps(text: str, gap_token: str) -> list[str | Gap]:
     """
     marker = re.escape(gap_token)
     if gap_token.endswith("|>"):
-        marker = re.escape(gap_token[:-2]) + r"(?::(?P<name>[A-Za-z_]\w*))?" + re.escape("|>")
+        marker = re.escape(gap_token[:-2]) + r"(?::(?P<name>[^|<>]*))?" + re.escape("|>")
     parts, written, end = [], "", 0
     for match in re.finditer(r"(?P<slashes>\\*)(?P<marker>" + marker + ")", text):
         backslashes = len(match["slashes"])
@@ -168,16 +171,29 @@ def split_at_gaps(text: str, gap_token: str) -> list[str | Gap]:
         if backslashes % 2:
             written += match["marker"]
         else:
-            parts += [written, Gap(name=match.groupdict().get("name"))]
+            parts += [written, Gap(name=_checked_name(match))]
             written = ""
     return [*parts, written + text[end:]]
+
+
+def _checked_name(match) -> str | None:
+    name = match.groupdict().get("name")
+    if name is not None and not name.isidentifier():
+        raise ValueError(
+            f"{match['marker']}: a gap's name must be of letters, digits and underscores. Rename it, or put a backslash "
+            "before the marker to have it as text."
+        )
+    return name
 
 
 def read_document(parts: str | list, gap_token: str, defaults: Gap, named: dict[str, Gap], number: int) -> Document:
     """Makes a document of a string with markers or of a list of strings and gaps; raises where it has no clear gap."""
     where = f"inputs[{number}]"
     if isinstance(parts, str):
-        parts = split_at_gaps(parts, gap_token)
+        try:
+            parts = split_at_gaps(parts, gap_token)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     if not isinstance(parts, (list, tuple)):
         raise ValueError(f"{where}: {parts!r} is neither a string nor a list of strings and Gaps.")
     texts, gaps = [""], []
@@ -223,15 +239,17 @@ def check_gap(where: str, gap: Gap) -> None:
         check_positive(f"{where}: length", length)
     else:
         check_positive(f"{where}: max_new_tokens", gap.max_new_tokens)
-        if gap.min_new_tokens is not None and not 0 <= gap.min_new_tokens <= gap.max_new_tokens:
+        fewest = 0 if gap.min_new_tokens is None else gap.min_new_tokens
+        if isinstance(fewest, bool) or not isinstance(fewest, int) or not 0 <= fewest <= gap.max_new_tokens:
             raise ValueError(
-                f"{where}: min_new_tokens={gap.min_new_tokens}: must lie between 0 and max_new_tokens={gap.max_new_tokens}."
+                f"{where}: min_new_tokens={fewest!r}: must lie between 0 and max_new_tokens={gap.max_new_tokens}."
             )
     _check_strings(where, gap)
 
 
 def _check_strings(where, gap):
-    if isinstance(gap.stop, str) and gap.stop not in STOPS:
+    named = gap.stop is None or (isinstance(gap.stop, str) and gap.stop in STOPS)
+    if not (named or callable(gap.stop) or isinstance(gap.stop, (list, tuple))):
         raise ValueError(
             f"{where}: stop={gap.stop!r}: must be one of {', '.join(STOPS)}, a list of strings, or a function."
         )
@@ -242,8 +260,10 @@ def _check_strings(where, gap):
             raise ValueError(f"{where}: prefix={gap.prefix!r}: must be a string.")
         check_text(where, gap.prefix)
     if gap.candidates is not None:
-        if isinstance(gap.candidates, str) or not gap.candidates:
+        if not isinstance(gap.candidates, (list, tuple)) or not gap.candidates:
             raise ValueError(f"{where}: candidates={gap.candidates!r}: must be a list of strings that is not empty.")
+        if gap.prefix:
+            raise ValueError(f"{where}: prefix={gap.prefix!r}: the candidates are whole fills. Leave the prefix out.")
         for candidate in gap.candidates:
             if not isinstance(candidate, str):
                 raise ValueError(f"{where}: candidates holds {candidate!r}, which is no string.")

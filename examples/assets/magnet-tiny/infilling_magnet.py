@@ -1,27 +1,26 @@
 """infill(), infill_stream() and score_infill(): gaps in a text are filled from both sides (sections 3.1 and 4.3).
 
-`gaps_magnet.py` and `seams_magnet.py` read and join texts, `decoding_magnet.py` writes fills, `scoring_magnet.py` and
-`selection_magnet.py` rank them, `streaming_magnet.py` tells of them while they are written.
+`gaps_magnet.py` and `seams_magnet.py` read and join texts, `filling_magnet.py` goes through their gaps,
+`decoding_magnet.py` and `rules_magnet.py` write fills, `scoring_magnet.py` and `selection_magnet.py` rank them,
+`streaming_magnet.py` tells of them while they are written.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from .decoding_magnet import Decoder, Job, Written
-from .gaps_magnet import Document, Gap, InfilledGap, check_positive, read_document
-from .scoring_magnet import span_logprobs
-from .seams_magnet import close_seam, context_ids, cut_at, fill_ids, fill_text, overlap
-from .selection_magnet import SELECTIONS, Choice, rank, score_joins
+from .decoding_magnet import Decoder
+from .filling_magnet import Filler
+from .gaps_magnet import Document, Gap, InfilledGap, check_positive, check_text, read_document
+from .seams_magnet import context_ids, fill_ids, fill_text
+from .selection_magnet import SELECTIONS, Choice
 from .streaming_magnet import InfillEvent, InfillStreamer, stream_events
 
 OWN_ARGUMENTS = {
     "attention_mask",
     "attention_mode",
-    "cache_implementation",
     "eos_token_id",
     "input_ids",
     "inputs_embeds",
@@ -35,7 +34,6 @@ OWN_ARGUMENTS = {
     "span_ids",
     "use_cache",
 }
-GRID = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
 class InfillingMixin:
@@ -103,7 +101,8 @@ class InfillingMixin:
             gap_token (`str`, *optional*, defaults to `"<|gap|>"`): The marker.
             return_dict (`bool`, *optional*, defaults to `False`): Return [`InfillOutput`] instead of `str`.
             streamer ([`InfillStreamer`], *optional*): Told of each token; [`infill_stream`] is the easy way.
-            generate_kwargs: Anything else `generate()` takes (`do_sample`, `num_beams`, `stopping_criteria`, ...).
+            generate_kwargs: Anything else `generate()` takes (`do_sample`, `num_beams`, `stopping_criteria`, ...). With
+                `cache_implementation="static"` it may compile the model, as generate() does on a GPU.
 
         Returns:
             A `str` (or [`InfillOutput`]) for a single text, a list of them with `num_return_sequences` above 1; a list
@@ -127,17 +126,22 @@ class InfillingMixin:
         ```
         """
         defaults = Gap(length, max_new_tokens, min_new_tokens, stop=stop)
-        choice = Choice(selection, num_candidates, num_return_sequences, join_tokens, return_dict)
-        self._check_call(tokenizer, defaults, choice, order, gap_token, generate_kwargs)
-        for name, value in (("chunk_size", chunk_size), ("avoid_copy", avoid_copy), ("batch_size", batch_size)):
+        for name, value in (("chunk_size", chunk_size), ("avoid_copy", avoid_copy)):
             if value is not None:
                 check_positive(name, value)
+        check_positive("batch_size", batch_size)
+        if not (streamer is None or isinstance(streamer, InfillStreamer)):
+            raise ValueError(
+                f"streamer={streamer!r}: must be an InfillStreamer; infill_stream() yields what is written."
+            )
+        choice = Choice(selection, num_candidates, num_return_sequences, join_tokens, return_dict, batch_size)
+        self._check_call(tokenizer, defaults, choice, order, gap_token, generate_kwargs)
         documents, single = self._read_inputs(inputs, tokenizer, defaults, gaps or {}, gap_token)
         logprobs = return_dict or selection in ("end", "mean_logprob") or callable(selection)
         decoder = Decoder(self, tokenizer, generate_kwargs, chunk_size, avoid_copy, batch_size, logprobs, streamer)
-        for number, document in enumerate(documents):
-            self._check_room(document, number, decoder)
-        answers = self._fill_all(documents, order, decoder, choice)
+        for document in documents:
+            self._check_room(document, decoder)
+        answers = Filler(self, decoder, choice).fill_all(documents, order)
         outputs = [[document.output() for document in many] for many in answers]
         results = [[output if return_dict else output.text for output in many] for many in outputs]
         results = results if num_return_sequences > 1 else [many[0] for many in results]
@@ -167,7 +171,7 @@ class InfillingMixin:
 
         ```
         """
-        for name in ("return_dict", "num_return_sequences"):
+        for name in ("return_dict", "num_return_sequences", "streamer"):
             if name in arguments:
                 raise ValueError(f"{name}: infill_stream() tells one fill of each gap; leave it out.")
         return stream_events(self, inputs, tokenizer, arguments)
@@ -180,6 +184,7 @@ class InfillingMixin:
         tokenizer,
         *,
         layout: Literal["exact", "free"] = "exact",
+        max_new_tokens: int = 64,
         order: Literal["sequential", "parallel"] = "sequential",
         join_tokens: int = 16,
         gap_token: str = "<|gap|>",
@@ -192,6 +197,8 @@ class InfillingMixin:
             fills (`list[str]`, or a list of these for a batch): One text a gap.
             layout (`str`, *optional*, defaults to `"exact"`):
                 `"exact"`: the model is told each fill's length, as in the paper; `"free"`: it is not, and pays for ending.
+            max_new_tokens (`int`, *optional*, defaults to 64):
+                The budget of a gap with `layout="free"`, as in [`infill`]; a longer fill gets its own length.
 
         Returns:
             [`InfillOutput`], or a list of them for a batch; `finish_reason` is `"candidate"`.
@@ -214,150 +221,30 @@ class InfillingMixin:
             raise ValueError(f"layout={layout!r}: must be 'exact' or 'free'.")
         if layout == "free" and self.config.infill_end_token_id is None:
             raise ValueError("layout='free': this checkpoint was not trained to end a gap. Use layout='exact'.")
-        choice = Choice("auto", None, 1, join_tokens, True)
-        offset = max(self.config.infill_free_offsets)
-        self._check_call(tokenizer, Gap("auto", offset), choice, order, gap_token, {})
-        documents, single = self._read_inputs(inputs, tokenizer, Gap("auto", offset), {}, gap_token)
-        fills = [fills] if single else fills
-        decoder = Decoder(self, tokenizer, {})
-        for number, (document, texts) in enumerate(zip(documents, fills, strict=True)):
-            self._score_document(document, texts, number, layout, order, decoder, choice)
-        outputs = [document.output() for document in documents]
-        return outputs[0] if single else outputs
-
-    # ------------------------------------------------------------------------------------------- rounds and candidates
-
-    def _fill_all(self, documents, order, decoder: Decoder, choice: Choice) -> list[list[Document]]:
-        """Fills every gap of every document; returns each document's alternatives."""
-        answers = [[document] for document in documents]
-        rounds = [[gap] for gap in range(max((len(d.gaps) for d in documents), default=0))]
-        if order == "parallel":
-            rounds = [[gap for (gap,) in rounds]]
-        for number, gaps in enumerate(rounds):
-            # alternatives share their first round; from then on each is a document of its own
-            wanted = choice.num_return_sequences if number == 0 else 1
-            targets = [(d, gap) for many in answers for d in many for gap in gaps if gap < len(d.gaps)]
-            fills = dict(zip(((id(d), gap) for d, gap in targets), self._fill(targets, wanted, decoder, choice)))
-            answers = [
-                [
-                    _with_fills(d, {gap: fills[id(d), gap][n] for gap in gaps if gap < len(d.gaps)})
-                    for d in many
-                    for n in range(wanted)
-                ]
-                for many in answers
-            ]
-        return answers
-
-    def _fill(self, targets, wanted: int, decoder: Decoder, choice: Choice) -> list[list[InfilledGap]]:
-        """For each target, a document and a gap in it, the `wanted` best fills."""
-        jobs, found = [], [[] for _ in targets]
-        for number, (document, gap) in enumerate(targets):
-            if document.gaps[gap].candidates is not None:
-                found[number] = self._given(document, gap, decoder, choice)
-            else:
-                jobs += self._jobs(document, gap, number, wanted, decoder, choice)
-        for written in decoder.write(jobs):
-            found[written.job.target].append(self._filled(written, decoder.tokenizer))
-        ranked = []
-        for (document, gap), fills in zip(targets, found):
-            if len(fills) < wanted:
-                raise ValueError(f"num_return_sequences={wanted}: gap {gap} has only {len(fills)} candidates.")
-            ranked.append(rank(self, document, gap, fills, choice, decoder.beams)[:wanted])
-            if decoder.streamer:
-                decoder.streamer.filled(document, gap, ranked[-1][0])
-        return ranked
-
-    def _jobs(self, document, gap, number, wanted, decoder, choice) -> list[Job]:
-        """What is to be written for a gap: as many copies as candidates, or one for each length of a search."""
-        copies = max(choice.num_candidates or 1, wanted)
-        if not document.gaps[gap].is_free or self.config.infill_end_token_id is not None:
-            return [Job(document, gap, copies, number)]
-        fewest, most = document.gaps[gap].limits()
-        lengths = [n for n in GRID if max(fewest, 1) < n < most] + [most]
-        lengths = [max(fewest, 1), *lengths] if fewest < most else lengths
-        variants = []
-        for length in dict.fromkeys(lengths):
-            gaps = list(document.gaps)
-            gaps[gap] = replace(gaps[gap], length=length)
-            variants.append(replace(document, gaps=gaps))
-        return [Job(variant, gap, choice.num_candidates or 1, number, shows=False) for variant in variants]
-
-    def _given(self, document, gap, decoder, choice) -> list[InfilledGap]:
-        texts = document.gaps[gap].candidates
-        rows = [fill_ids(text, document, gap, decoder.tokenizer) for text in texts]
-        fills = [InfilledGap(text, row, "candidate") for text, row in zip(texts, rows)]
-        if decoder.logprobs or not document.ids[gap + 1]:  # without a text behind only their own likelihood is left
-            for fill in fills:
-                exact = replace(document.gaps[gap], length=max(len(fill.token_ids), 1))
-                fill.token_logprobs, _ = span_logprobs(
-                    self, document, gap, exact, fill.token_ids, decoder.budget, None
-                )
-        return fills
-
-    def _filled(self, written: Written, tokenizer) -> InfilledGap:
-        """The fill as it stands in the text: cut where the gap's rule says, without what the text behind repeats."""
-        document, gap = written.job.document, written.job.gap
-        right, options = document.texts[gap + 1], document.gaps[gap]
-        text = fill_text(written.token_ids, document, gap, tokenizer)
-        reason, trimmed, tokens, logprobs = written.reason, "", written.token_ids, written.logprobs
-        cut = cut_at(text, options)
-        if cut is not None:
-            text, reason = text[:cut], "stop"
-        if reason != "exact_length" and (repeated := overlap(text, right)):
-            text, trimmed = text[:-repeated], text[-repeated:]
-        if cut is not None or trimmed:
-            tokens, logprobs = self._tokens_of(text, written, tokenizer)
-        end_logprob = None if trimmed or cut is not None else written.end_logprob
-        logprobs = None if logprobs and logprobs[0] is None else logprobs
-        text = close_seam(text, right)
-        return InfilledGap(text, tokens, reason, token_logprobs=logprobs, end_logprob=end_logprob, trimmed=trimmed)
-
-    def _tokens_of(self, text, written, tokenizer):
-        """The tokens of a fill that was cut: the first ones written, or its own where the cut goes through a token."""
-        document, gap = written.job.document, written.job.gap
-        for count in range(len(written.token_ids) + 1):
-            so_far = fill_text(written.token_ids[:count], document, gap, tokenizer)
-            if so_far == text:
-                return written.token_ids[:count], written.logprobs[:count]
-            if len(so_far) > len(text):
-                break
-        return fill_ids(text, document, gap, tokenizer), None
-
-    # ------------------------------------------------------------------------------------------------- given fills
-
-    def _score_document(self, document, texts, number, layout, order, decoder, choice) -> None:
-        if isinstance(texts, str) or len(texts) != len(document.gaps):
-            raise ValueError(f"fills[{number}]={texts!r}: must be a list of {len(document.gaps)} strings, one a gap.")
-        ids = [fill_ids(text, document, gap, decoder.tokenizer) for gap, text in enumerate(texts)]
-        if layout == "exact":
-            document.gaps = [replace(g, length=max(len(row), 1)) for g, row in zip(document.gaps, ids)]
-        self._check_room(document, number, decoder)
+        choice, defaults = Choice("auto", None, 1, join_tokens, True), Gap("auto", max_new_tokens)
+        self._check_call(tokenizer, defaults, choice, order, gap_token, {})
+        documents, single = self._read_inputs(inputs, tokenizer, defaults, {}, gap_token)
+        _put_fills(documents, [fills] if single else fills, layout, max_new_tokens, tokenizer)
+        filler = Filler(self, Decoder(self, tokenizer, {}, logprobs=True), choice)
+        for document in documents:
+            self._check_room(document, filler.decoder)
         end = self.config.infill_end_token_id if layout == "free" else None
-        fills = []
-        for gap, (text, row) in enumerate(zip(texts, ids)):
-            fill = InfilledGap(text, row, "candidate")
-            fill.token_logprobs, fill.end_logprob = span_logprobs(
-                self, document, gap, document.gaps[gap], row, decoder.budget, end
-            )
-            score_joins(self, document, gap, [fill], choice.join_tokens)
-            fills.append(fill)
-            if order == "sequential":
-                document.fills[gap] = fill
-        document.fills = fills
+        outputs = [filler.score(document, order, end).output() for document in documents]
+        return outputs[0] if single else outputs
 
     # ------------------------------------------------------------------------------------------------------- checks
 
     def _read_inputs(self, inputs, tokenizer, defaults, named, gap_token) -> tuple[list[Document], bool]:
         if not isinstance(inputs, (str, list, tuple)):
             raise ValueError(f"inputs={inputs!r}: must be a string, a list of strings and Gaps, or a list of these.")
+        if not isinstance(named, Mapping) or not all(isinstance(gap, Gap) for gap in named.values()):
+            raise ValueError(f"gaps={named!r}: must map the names of gaps to Gap objects.")
         single = isinstance(inputs, str) or any(isinstance(part, Gap) for part in inputs)
         batch = [inputs] if single else list(inputs)
         documents = [read_document(item, gap_token, defaults, named, n) for n, item in enumerate(batch)]
         known = {gap.name for document in documents for gap in document.gaps}
         if documents and set(named) - known:
-            raise ValueError(
-                f"gaps: no gap is named {sorted(set(named) - known)}; there are {sorted(known - {None})}."
-            )
+            raise ValueError(f"gaps: no gap is named {[*set(named) - known]}; there are {sorted(known - {None})}.")
         for document in documents:
             document.ids = context_ids(document, tokenizer)
         return documents, single
@@ -381,29 +268,65 @@ class InfillingMixin:
             raise ValueError(
                 f"gap_token={gap_token!r}: must not be empty; for no marker, pass parts with Gap objects."
             )
+        if choice.selection == "end" and self.config.infill_end_token_id is None:
+            raise ValueError("selection='end': this checkpoint was not trained to end a gap. Use 'join'.")
+        if self.training and self.is_gradient_checkpointing:
+            raise ValueError(
+                "infill() needs a cache, which gradient checkpointing switches off in training mode. Call model.eval() first."
+            )
         if own := OWN_ARGUMENTS & set(generate_kwargs):
             raise ValueError(f"{sorted(own)}: infill() sets these itself; leave them out.")
+        if generate_kwargs.get("cache_implementation") not in (None, "dynamic", "static"):
+            raise ValueError(
+                f"cache_implementation={generate_kwargs['cache_implementation']!r}: must be 'dynamic' or 'static'."
+            )
         _check_sampling(generate_kwargs)
         if tokenizer.bos_token_id is None or not tokenizer.is_fast:
             raise ValueError("tokenizer: infill() needs a fast tokenizer with a bos_token.")
 
-    def _check_room(self, document, number, decoder: Decoder) -> None:
-        ids, _, _ = document.layout(decoder.budget)
-        budgets = [max(decoder.budget(gap), gap.limits()[1]) for gap in document.gaps]
-        limit = self.config.max_position_embeddings
-        if len(ids) + sum(budgets) > limit:
+    def _check_room(self, document, decoder: Decoder) -> None:
+        where, tokenizer, rooms = f"inputs[{document.number}]", decoder.tokenizer, []
+        for number, gap in enumerate(document.gaps):
+            given = [fill_ids(text, document, number, tokenizer) for text in gap.candidates or ()]
+            rooms.append(max([decoder.room(gap), *map(len, given)]))
+            if gap.prefix:
+                _check_prefix(where, document, number, tokenizer)
+        n_text, limit = sum(map(len, document.ids)), self.config.max_position_embeddings
+        if n_text + sum(rooms) > limit:
             raise ValueError(
-                f"inputs[{number}]: {len(ids)} tokens of text and gaps of {budgets} positions exceed "
-                f"max_position_embeddings={limit}; {max(limit - len(ids), 0)} positions are left for the gaps. Shorten the "
-                "text, or pass a smaller length."
+                f"{where}: {n_text} tokens of text and gaps of {rooms} positions exceed max_position_embeddings={limit}; "
+                f"{max(limit - n_text, 0)} positions are left for the gaps. Shorten the text, or pass a smaller length."
             )
 
 
-def _with_fills(document: Document, fills: dict[int, InfilledGap]) -> Document:
-    filled = list(document.fills)
-    for gap, fill in fills.items():
-        filled[gap] = replace(fill)
-    return replace(document, fills=filled)
+def _check_prefix(where, document, number, tokenizer) -> None:
+    gap = document.gaps[number]
+    ids, (_, most) = fill_ids(gap.prefix, document, number, tokenizer), gap.limits()
+    if len(ids) > most:
+        raise ValueError(
+            f"{where}: prefix={gap.prefix!r}: its {len(ids)} tokens exceed the gap's {most}. Let it be longer."
+        )
+    if fill_text(ids, document, number, tokenizer) != gap.prefix:
+        raise ValueError(
+            f"{where}: prefix={gap.prefix!r}: the tokenizer has no tokens for it. Leave out what is unusual."
+        )
+
+
+def _put_fills(documents, fills, layout, max_new_tokens, tokenizer) -> None:
+    """Makes each text the one candidate of its gap, and the gap's length that of the layout."""
+    if isinstance(fills, str) or len(fills) != len(documents):
+        raise ValueError(f"fills={fills!r}: must be a list of {len(documents)} lists, one an input.")
+    for document, texts in zip(documents, fills):
+        where = f"fills[{document.number}]"
+        if isinstance(texts, str) or len(texts) != len(document.gaps) or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{where}={texts!r}: must be a list of {len(document.gaps)} strings, one a gap.")
+        for number, text in enumerate(texts):
+            check_text(where, text)
+            size = max(len(fill_ids(text, document, number, tokenizer)), 1)
+            length = size if layout == "exact" else "auto"
+            document.gaps[number] = Gap(
+                length, max(size, max_new_tokens), 0, document.gaps[number].name, candidates=[text]
+            )
 
 
 def _check_sampling(generate_kwargs) -> None:

@@ -1,6 +1,6 @@
 """Likelihoods of given tokens: of a fill under the model, of fill and text behind under the base model in causal mode."""
 
-from dataclasses import replace
+import copy
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -9,7 +9,9 @@ from .adapter_magnet import adapter_gate
 
 
 @torch.no_grad()
-def continuation_logprobs(model, left: list[int], rows: list[list[int]]) -> list[list[float]]:
+def continuation_logprobs(
+    model, left: list[int], rows: list[list[int]], batch_size: int | None = None
+) -> list[list[float]]:
     """
     Log-probabilities of texts that go on from one left context, under the base model; the context is read once.
 
@@ -17,6 +19,7 @@ def continuation_logprobs(model, left: list[int], rows: list[list[int]]) -> list
         model ([`MagnetLlamaForCausalLM`]): Its adapter is off for this.
         left (`list[int]`): Token ids, [BOS] first; at least one.
         rows (`list[list[int]]`): The continuations' token ids.
+        batch_size (`int`, *optional*): Rows of one forward; it gives logits for each token of each.
 
     Returns:
         For each row the log-probability of each of its tokens, in nats.
@@ -24,20 +27,29 @@ def continuation_logprobs(model, left: list[int], rows: list[list[int]]) -> list
     length = max(map(len, rows), default=0)
     if length == 0:
         return [[] for _ in rows]
-    left = fitting(model, left, length)
-    ids = torch.zeros(len(rows), length, dtype=torch.long, device=model.device)  # (R, T)
+    left, size, logprobs = fitting(model, left, length), batch_size or len(rows), []
+    with adapter_gate(False):
+        first, cache = _read(model, left, 1)
+        for start in range(0, len(rows), size):
+            logprobs += _continue(model, first, cache, rows[start : start + size])
+    return logprobs
+
+
+def _continue(model, first, cache, rows):
+    """Log-probabilities of rows behind a cached text, which stays as it is; `first`, (1, 1, V), predicts their first token."""
+    width = max(1, *map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long, device=model.device)  # (R, T)
     real = torch.zeros_like(ids)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row, dtype=torch.long)
         real[number, : len(row)] = 1
-    with adapter_gate(False):
-        first, cache = _read(model, left, 1)
-        cache.batch_repeat_interleave(len(rows))
-        mask = torch.cat([real.new_ones(len(rows), len(left)), real], dim=1)
-        rest = model(ids, attention_mask=mask, past_key_values=cache, attention_mode="causal").logits  # (R, T, V)
+    cache = copy.deepcopy(cache)
+    mask = torch.cat([real.new_ones(len(rows), cache.get_seq_length()), real], dim=1)
+    cache.batch_repeat_interleave(len(rows))
+    rest = model(ids, attention_mask=mask, past_key_values=cache, attention_mode="causal").logits  # (R, T, V)
     logits = torch.cat([first.expand(len(rows), -1, -1), rest[:, :-1]], dim=1)  # predicts (R, T)
-    logprobs = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0].tolist()
-    return [values[: len(row)] for values, row in zip(logprobs, rows)]
+    each = _log_softmax(logits).gather(-1, ids[..., None])[..., 0].tolist()
+    return [values[: len(row)] for values, row in zip(each, rows)]
 
 
 @torch.no_grad()
@@ -60,7 +72,7 @@ def cut_join_logprobs(model, left: list[int], fill: list[int], right: list[int])
     left = fitting(model, left, len(fill) + k)
     with adapter_gate(False):
         first, cache = _read(model, left + fill, cuts)  # (1, cuts, V): what follows each cut
-        joins = first[0].float().log_softmax(-1)[:, right[0]]  # (cuts,)
+        joins = _log_softmax(first[0])[:, right[0]]  # (cuts,)
         if k > 1:
             joins = joins + _branches(model, cache, len(left), cuts, right)
     return joins.tolist()
@@ -83,7 +95,12 @@ def _branches(model, cache, n_left, cuts, right):
     inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
     logits = model(ids, **inputs, attention_mode="causal").logits[0]  # (cuts x steps, V)
     targets = torch.tensor(right[1:], device=device).repeat(cuts)
-    return logits.float().log_softmax(-1).gather(-1, targets[:, None]).view(cuts, steps).sum(1)
+    return _log_softmax(logits).gather(-1, targets[:, None]).view(cuts, steps).sum(1)
+
+
+def _log_softmax(logits):
+    """In float32 at least."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _read(model, ids, last):
@@ -101,31 +118,25 @@ def fitting(model, left: list[int], length: int) -> list[int]:
 
 
 @torch.no_grad()
-def span_logprobs(model, document, gap, options, tokens, budget, end) -> tuple[list[float], float | None]:
+def span_logprobs(model, document, gap, tokens, budget, end) -> tuple[list[float], float | None]:
     """
     Log-probability of each token of a given fill, and of the end token behind it, by one hybrid forward.
 
     Args:
         model ([`MagnetLlamaForCausalLM`]): The adapter acts.
         document, gap: Where the fill stands; other open gaps keep their budgets.
-        options ([`Gap`]): The gap's length, which is where the text behind it stands.
-        tokens (`list[int]`): The fill.
+        tokens (`list[int]`): The fill, or what comes behind `document.begun[gap]`.
         budget (callable): As in [`Document.layout`].
         end (`int`, *optional*): The end token, where it is to be scored.
     """
-    gaps = list(document.gaps)
-    gaps[gap] = options
-    ids, positions, left_of = replace(document, gaps=gaps).layout(budget)
+    ids, positions, left_of = document.layout(budget)
     at = left_of[gap] + 1
     row = ids[:at] + tokens + ids[at:]
     spans = [0] * at + [1] * len(tokens) + [0] * (len(ids) - at)
     places = positions[:at] + [positions[at - 1] + 1 + n for n in range(len(tokens))] + positions[at:]
-    as_row = {
-        name: torch.tensor([values], device=model.device) for name, values in (("i", row), ("s", spans), ("p", places))
-    }
-    inputs = {"input_ids": as_row["i"], "position_ids": as_row["p"], "use_cache": False}
-    mode = {"attention_mode": "hybrid", "span_ids": as_row["s"]}
-    logits = model(**inputs, **mode).logits[0, at - 1 : at + len(tokens)]  # (T + 1, V): each token, then the end
-    logprobs = logits.float().log_softmax(-1)
+    row, spans, places = (torch.tensor([values], device=model.device) for values in (row, spans, places))
+    mode = {"attention_mode": "hybrid", "span_ids": spans, "use_cache": False}
+    logits = model(row, position_ids=places, **mode).logits[0, at - 1 : at + len(tokens)]  # each token, then the end
+    logprobs = _log_softmax(logits)  # (T + 1, V)
     each = logprobs[range(len(tokens)), tokens].tolist() if tokens else []
     return each, None if end is None else float(logprobs[len(tokens), end])

@@ -23,6 +23,7 @@ class Choice:
     num_return_sequences: int
     join_tokens: int
     details: bool  # whether all scores are wanted, or only what the selection needs
+    batch_size: int = 32  # fills whose likelihood is computed at once
 
 
 def rank(
@@ -30,12 +31,13 @@ def rank(
 ) -> list[InfilledGap]:
     """The best first. Beam search has an order of its own."""
     rule = choice.selection
-    if rule == "auto":
-        searched = document.gaps[gap].is_free and model.config.infill_end_token_id is None
-        given = document.gaps[gap].candidates is not None
+    given, free = document.gaps[gap].candidates is not None, document.gaps[gap].is_free
+    ends = free and not given and model.config.infill_end_token_id is not None
+    if rule == "auto" or (rule == "end" and not ends):
+        searched = free and model.config.infill_end_token_id is None
         rule = "joint" if given else "join" if searched or beams == 1 else "beams"
     if choice.details or callable(rule) or (rule in ("join", "joint") and len(fills) > 1):
-        score_joins(model, document, gap, fills, choice.join_tokens)
+        score_joins(model, document, gap, fills, choice)
     if rule == "beams" or (len(fills) == 1 and not choice.details):
         return fills
     for fill in fills:
@@ -43,10 +45,11 @@ def rank(
     return sorted(fills, key=lambda fill: -fill.score)
 
 
-def score_joins(model, document: Document, gap: int, fills: list[InfilledGap], join_tokens: int) -> None:
+def score_joins(model, document: Document, gap: int, fills: list[InfilledGap], choice: Choice) -> None:
     """Sets `join_score` and `joint_score` of each fill; the text left of the gap is read once for all."""
-    right = document.ids[gap + 1][:join_tokens]
-    scored = continuation_logprobs(model, document.left_ids(gap), [fill.token_ids + right for fill in fills])
+    right = document.ids[gap + 1][: choice.join_tokens]
+    rows = [fill.token_ids + right for fill in fills]
+    scored = continuation_logprobs(model, document.left_ids(gap), rows, choice.batch_size)
     for fill, logprobs in zip(fills, scored):
         behind = logprobs[len(fill.token_ids) :]
         fill.join_score = sum(behind) / len(behind) if behind else None
@@ -57,15 +60,11 @@ def score_of(fill: InfilledGap, rule: str | Callable) -> float:
     """What alternatives are sorted by; without a text behind the gap, only a fill's own likelihood is left."""
     if callable(rule):
         return float(rule(fill))
+    end = -math.inf if fill.end_logprob is None else fill.end_logprob
     if rule == "end":
-        return -math.inf if fill.end_logprob is None else fill.end_logprob
-    if rule in ("join", "joint") and fill.join_score is not None:
+        return end
+    if rule == "mean_logprob":
+        return sum(fill.token_logprobs) / len(fill.token_ids) if fill.token_ids else end
+    if fill.join_score is not None:
         return fill.join_score if rule == "join" else fill.joint_score
-    logprobs = fill.token_logprobs
-    if logprobs is None:
-        return (
-            -math.inf
-            if rule == "mean_logprob" or not fill.joint_score
-            else fill.joint_score / max(len(fill.token_ids), 1)
-        )
-    return sum(logprobs) / max(len(logprobs), 1)
+    return fill.joint_score / len(fill.token_ids) if fill.token_ids else -math.inf

@@ -38,8 +38,8 @@ class StreamClosed(Exception):
 class InfillStreamer:
     """Makes events of what `infill()` tells it; each gap's shown text only ever grows."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer, end: int | None):
+        self.tokenizer, self.control = tokenizer, set(tokenizer.all_special_ids) | {end}
         self.events, self.closed = queue.SimpleQueue(), threading.Event()
         self._shown = {}  # (item, gap) -> text
 
@@ -53,7 +53,7 @@ class InfillStreamer:
 
     def _show(self, job, fill):
         document, gap = job.document, job.gap
-        fill = fill[: next((n for n, token in enumerate(fill) if token in self.tokenizer.all_special_ids), len(fill))]
+        fill = fill[: next((n for n, token in enumerate(fill) if token in self.control), len(fill))]
         text = fill_text(job.begun + fill, document, gap, self.tokenizer)
         text = shown_safely(text, document.gaps[gap], document.texts[gap + 1])
         before = self._shown.get((document.number, gap), "")
@@ -66,6 +66,7 @@ class InfillStreamer:
         if self.closed.is_set():
             raise StreamClosed
         before = self._shown.pop((document.number, gap), "")
+        assert fill.text.startswith(before), (before, fill.text)
         rest = fill.text[len(before) :]
         name = document.gaps[gap].name
         self.events.put(InfillEvent(document.number, gap, name, rest, True, fill.finish_reason))
@@ -73,7 +74,7 @@ class InfillStreamer:
 
 def stream_events(model, inputs, tokenizer, arguments) -> Iterator[InfillEvent]:
     """Runs `infill()` in a thread and yields its events; closing the iterator ends the thread after its next token."""
-    streamer = InfillStreamer(tokenizer)
+    streamer = InfillStreamer(tokenizer, model.config.infill_end_token_id)
 
     def run():
         try:
