@@ -37,7 +37,8 @@ setup(
     ],
     extras_require={
         "quantized": ["bitsandbytes>=0.48"],
-        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "tensorboard"],
+        "eval": ["rouge-score>=0.1.2"],
+        "dev": ["hypothesis", "pytest", "pytest-xdist", "rouge-score>=0.1.2", "ruff", "tensorboard"],
     },
     entry_points={"console_scripts": ["magnet = magnet_cli.main:main"]},
 )
