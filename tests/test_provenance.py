@@ -67,6 +67,7 @@ def test_a_run_prints_its_settings_and_keeps_them(tmp_path, base_model_path, cap
         "max_steps: 1  # flag",
     ):
         assert line in printed.out.splitlines() and line in stored.read_text().splitlines()
+    assert (tmp_path / "out" / "checkpoint-1" / "training_config.yaml").read_text() == stored.read_text()
     assert "hf_secret" not in printed.out + printed.err + stored.read_text()
     assert yaml.safe_load(stored.read_text())["learning_rate"] == 3e-5
     again = parse(["--config", str(stored)])

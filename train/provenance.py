@@ -38,8 +38,8 @@ def describe(arguments, sources: dict[str, str]) -> str:
 
 class ConfigurationCallback(TrainerCallback):
     """
-    Writes `training_config.yaml` into `output_dir` when training starts: complete, so that `--config` reads it back to
-    the same settings.
+    Writes `training_config.yaml` into `output_dir` when training starts, and into each checkpoint: complete, so that
+    `--config` reads it back to the same settings.
 
     Args:
         arguments: The four dataclasses, as they were given: what is set later is no setting.
@@ -56,6 +56,11 @@ class ConfigurationCallback(TrainerCallback):
         if state.is_world_process_zero:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
             (Path(args.output_dir) / CONFIGURATION).write_text(self.text, encoding="utf-8")
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():  # save_strategy=best may have decided against it
+            (folder / CONFIGURATION).write_text(self.text, encoding="utf-8")
 
 
 def _line(name, value, source) -> str:
