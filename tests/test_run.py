@@ -174,7 +174,11 @@ def test_ordinary_tokens_are_all_but_special_and_mask(base_model_path, tokenizer
     tokens = special_tokens(config, tokenizer)
     left_out = set(range(config.vocab_size)) - set(tokens.ordinary.tolist())
     assert left_out == {*tokenizer.all_special_ids, config.mask_token_id}
-    assert (tokens.bos, tokens.mask, tokens.end) == (tokenizer.bos_token_id, config.mask_token_id, tokenizer.eos_token_id)
+    assert (tokens.bos, tokens.mask, tokens.end) == (
+        tokenizer.bos_token_id,
+        config.mask_token_id,
+        tokenizer.eos_token_id,
+    )
     assert np.issubdtype(tokens.ordinary.dtype, np.integer)
 
 
