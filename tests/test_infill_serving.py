@@ -86,7 +86,7 @@ def test_other_caches_are_refused(sdpa_model, tokenizer, value):
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("gaps, copies", [(1, 1), (4, 1), (3, 2)])
 def test_memory_is_that_of_the_formula(sdpa_model, tokenizer, static, gaps, copies):
-    """docs/infilling.md: 2 x layers x key-value heads x head size x bytes x rows x (context + 1 + longest)."""
+    """docs/infilling.md: 2 x layers x key-value heads x head size x bytes x rows x (context + longest)."""
     parts = [part for n in range(gaps) for part in ("Tom was very hungry.", Gap(length=5 + n))]
     arguments = {"order": "parallel", "do_sample": True, "num_return_sequences": copies}
     arguments |= {"cache_implementation": "static"} if static else {}
@@ -94,7 +94,7 @@ def test_memory_is_that_of_the_formula(sdpa_model, tokenizer, static, gaps, copi
     cache = seen[5 + gaps - 1]  # the last token's
     held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
     context = 1 + gaps * len(tokenizer("Tom was very hungry.", add_special_tokens=False)["input_ids"])
-    length = 64 if static else context + 1 + (5 + gaps - 1) - 1  # the last token is predicted, not read
+    length = 64 if static else context + (5 + gaps - 1) - 1  # the last token is predicted, not read
     config = sdpa_model.config
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert held == per_token * gaps * copies * length
