@@ -32,7 +32,16 @@ OWN_ARGUMENTS = {
     "prefill_chunk_size",
     "return_dict_in_generate",
     "span_ids",
+    "span_mask",
     "use_cache",
+}
+PROMPT_READERS = {
+    "assistant_early_exit",
+    "assistant_model",
+    "custom_generate",
+    "guidance_scale",
+    "negative_prompt_ids",
+    "prompt_lookup_num_tokens",
 }
 
 
@@ -270,12 +279,16 @@ class InfillingMixin:
             )
         if choice.selection == "end" and self.config.infill_end_token_id is None:
             raise ValueError("selection='end': this checkpoint was not trained to end a gap. Use 'join'.")
-        if self.training and self.is_gradient_checkpointing:
+        if self.training and self.model.gradient_checkpointing:
             raise ValueError(
                 "infill() needs a cache, which gradient checkpointing switches off in training mode. Call model.eval() first."
             )
         if own := OWN_ARGUMENTS & set(generate_kwargs):
             raise ValueError(f"{sorted(own)}: infill() sets these itself; leave them out.")
+        if readers := PROMPT_READERS & set(generate_kwargs):
+            raise ValueError(
+                f"{sorted(readers)}: infill() has no prompt to be read from left to right; leave them out."
+            )
         if generate_kwargs.get("cache_implementation") not in (None, "dynamic", "static"):
             raise ValueError(
                 f"cache_implementation={generate_kwargs['cache_implementation']!r}: must be 'dynamic' or 'static'."
