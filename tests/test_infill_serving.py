@@ -77,6 +77,21 @@ def test_a_generation_config_may_ask_for_a_static_cache(text_magnet, tokenizer):
     assert type(dynamic[1]).__name__ == "DynamicCache"
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_text_that_has_no_tokens(model, tokenizer, monkeypatch, cache):
+    """Some tokenizers drop some characters; [BOS] alone is then both the context and what the fill goes on from."""
+    monkeypatch.setattr("modeling_magnet.infilling_magnet.context_ids", lambda *_: [[tokenizer.bos_token_id], []])
+    expected = [tokenizer.bos_token_id]
+    for _ in range(4):
+        spans = torch.tensor([[0] + [1] * (len(expected) - 1)])
+        logits = model(torch.tensor([expected]), attention_mode="hybrid", span_ids=spans).logits[0, -1]
+        logits[tokenizer.all_special_ids] = -torch.inf
+        expected.append(int(logits.argmax()))
+    arguments = {"length": 4, "return_dict": True, "cache_implementation": cache}
+    assert model.infill("\0<|gap|>", tokenizer, **arguments).gaps[0].token_ids == expected[1:]
+
+
 @pytest.mark.parametrize("value", ["quantized", "offloaded", "paged", "hybrid", True])
 def test_other_caches_are_refused(sdpa_model, tokenizer, value):
     with pytest.raises(ValueError, match=f"cache_implementation={value!r}: must be 'dynamic' or 'static'"):

@@ -212,13 +212,15 @@ class Decoder:
         would attend to slots that hold nothing yet.
         """
         rows, others = rows.repeat_interleave(copies), others.repeat_interleave(copies, dim=0)
-        length = others.shape[1] + longest
-        static = {"max_cache_len": max(-(-length // STATIC_STEP) * STATIC_STEP, self.static_room)}
-        expanded = StaticCache(self.model.config, **static) if self.static else DynamicCache(config=self.model.config)
+        room = -(-(others.shape[1] + longest) // STATIC_STEP) * STATIC_STEP
+        static = StaticCache(self.model.config, max_cache_len=max(room, self.static_room)) if self.static else None
         for number, layer in enumerate(cache.layers):
             states = (states[rows[:, None], :, others].transpose(1, 2) for states in (layer.keys, layer.values))
-            expanded.update(*states, number)
-        return expanded
+            if static is None:
+                layer.keys, layer.values = states
+            else:
+                static.update(*states, number)
+        return cache if static is None else static
 
     def _rule(self, job: Job) -> RowRule:
         gap, document = job.document.gaps[job.gap], job.document
