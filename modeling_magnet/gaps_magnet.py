@@ -22,11 +22,12 @@ class Gap:
         max_new_tokens (`int`, *optional*): Most tokens of a gap with `length="auto"`.
         min_new_tokens (`int`, *optional*): Fewest tokens of a gap with `length="auto"`.
         name (`str`, *optional*): Found again in the result; in a string, `<|gap:name|>`.
-        prefix (`str`, *optional*): The fill starts with this.
+        prefix (`str`, *optional*): The fill starts with this; neither `stop` nor trimming takes any of it.
         stop (`str`, list of `str` or callable, *optional*): Where to end a fill: behind the first `"sentence"`, `"line"`
             or `"word"`; before the first of these strings; or where a function of the text so far says (an index, or
             `None` to go on).
-        candidates (list of `str`, *optional*): The fill is the best of these; nothing is generated.
+        candidates (list of `str`, *optional*): The fill is the best of these; nothing is generated, nothing stopped or
+            trimmed.
     """
 
     length: int | tuple[int, int] | Literal["auto"] | None = None

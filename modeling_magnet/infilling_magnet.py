@@ -98,13 +98,16 @@ class InfillingMixin:
                 How fills of a gap are ranked: `"join"`, by how well the text goes on behind them under the base model;
                 `"joint"`, by that and their own likelihood under it; `"end"`, by the probability of ending there;
                 `"mean_logprob"`; or a function of an [`InfilledGap`]. `"auto"`: the order of beam search, else `"join"`,
-                and `"joint"` among given candidates.
+                and `"joint"` among given candidates; so for `"end"` where no end is predicted. Without a text behind,
+                `"join"` and `"joint"` are the mean log-probability under the base model, and an empty fill comes last.
             num_candidates (`int`, *optional*): Fills to write and rank (sampling or beams); defaults to
                 `num_return_sequences`.
-            num_return_sequences (`int`, *optional*, defaults to 1): Alternatives per text, the best first.
+            num_return_sequences (`int`, *optional*, defaults to 1): Alternatives per text, the best first; in sequential
+                order by their first gap, whose alternatives are each continued with one fill of every later gap.
             join_tokens (`int`, *optional*, defaults to 16): Tokens of the text behind that count in a join score.
-            avoid_copy (`int`, *optional*): Length of n-grams of the text behind that a fill must not contain.
-            chunk_size (`int`, *optional*): Write fills in chunks of this many tokens, each becoming context of the next.
+            avoid_copy (`int`, *optional*): Length of n-grams of tokens right of a gap that its fill must not contain.
+            chunk_size (`int`, *optional*): Write fills in chunks of this many tokens, each becoming context of the next;
+                of fewer where a trained offset holds no more.
             batch_size (`int`, *optional*, defaults to 32): Rows of one `generate()` call, sorted by length. Each row
                 holds a copy of its context's keys and values.
             gap_token (`str`, *optional*, defaults to `"<|gap|>"`): The marker.

@@ -21,6 +21,7 @@ MODULES = [
     "modeling_magnet.gaps_magnet",
     "modeling_magnet.infilling_magnet",
     "modeling_magnet.modeling_magnet",
+    "modeling_magnet.seams_magnet",
     "modeling_magnet.show_mask",
     "magnet_train.fim",
     "magnet_train.estimate",
