@@ -24,6 +24,7 @@ MOST = 128  # tokens of a fill
 SEARCHED = 64  # tokens of the longest fill of a length search
 JOIN = 16  # tokens of the right context that a join score reads
 BONUS = 2.0  # nats that each token of a fill is given in the rule `joint_bonus`, about what half of its tokens cost
+OWN = 0.2  # weight of a fill's own mean log-probability in the rule `join_own`
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
 
 
@@ -106,16 +107,25 @@ def magnet_pools(model, tokenizer, cases, count=1, length="auto", most=MOST, bat
             batch_size=batch_size,
             **settings,
         )
-        pools += [[_candidate(o.gaps[0]) for o in (many if count > 1 else [many])] for many in outputs]
+        for case, many in zip(some, outputs):
+            behind = len(case.right_ids[:JOIN])
+            pools.append([_candidate(o.gaps[0], behind) for o in (many if count > 1 else [many])])
     return pools
 
 
-def _candidate(gap: InfilledGap) -> Candidate:
+def mixed_scores(join: float, joint: float, tokens: int, behind: int) -> dict[str, float]:
+    """`joint_bonus`: nats for each token, against the pull to short fills; `join_own`: the join score, and a little of
+    the fill's own mean log-probability under the base, which holds back long fills that merely lead back."""
+    own = (joint - behind * join) / max(tokens, 1)
+    return {"joint_bonus": joint + BONUS * tokens, "join_own": join + OWN * own}
+
+
+def _candidate(gap: InfilledGap, behind: int) -> Candidate:
     logprobs = gap.token_logprobs or []
     scores = {
         "join": gap.join_score,
         "joint": gap.joint_score,
-        "joint_bonus": gap.joint_score + BONUS * len(gap.token_ids),
+        **mixed_scores(gap.join_score, gap.joint_score, len(gap.token_ids), behind),
         "end": -np.inf if gap.end_logprob is None else gap.end_logprob,
         "mean_logprob": sum(logprobs) / len(logprobs) if logprobs else -np.inf,
     }
@@ -151,8 +161,7 @@ def _cuts(model, tokenizer, case: Case, ids: list[int]) -> list[Candidate]:
     for count in range(1, len(ids) + 1):
         text = finished_text(ids[:count], case, tokenizer)
         scores = {"join": joins[count] / len(right), "joint": joins[count] + own[count]}
-        scores["joint_bonus"] = scores["joint"] + BONUS * count
-        pool.append(Candidate(text, True, count, scores))
+        pool.append(Candidate(text, True, count, scores | mixed_scores(*scores.values(), count, len(right))))
     return pool
 
 
@@ -247,7 +256,7 @@ def score_joins(base, tokenizer, cases, pools) -> None:
         behind = values[length:]
         candidate.scores["join"] = float(behind.mean()) if len(behind) else float(values.mean())
         candidate.scores["joint"] = float(values.sum())
-        candidate.scores["joint_bonus"] = candidate.scores["joint"] + BONUS * length
+        candidate.scores |= mixed_scores(candidate.scores["join"], candidate.scores["joint"], length, len(behind))
 
 
 def fill_ids(text: str, case: Case, tokenizer) -> list[int]:

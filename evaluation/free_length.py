@@ -25,6 +25,7 @@ from .infilling import Perplexity, infill_perplexity, sentence_gaps
 from .stories import load, read_cloze
 
 SAMPLES = 8
+RULES = ("join", "joint", "joint_bonus", "join_own")
 FIM_ROWS = (
     "fim_psm",
     "fim_spm",
@@ -50,7 +51,7 @@ def magnet_systems(model, tokenizer, cases) -> dict[str, list]:
     exact = fills.magnet_pools(model, tokenizer, cases, length="gold")
     sampled = fills.magnet_pools(model, tokenizer, cases, SAMPLES, **fills.SAMPLING)
     rows = {"magnet_free": (free, None), "magnet_gold_length": (exact, None)}
-    rows |= {f"magnet_n8_{rule}": (sampled, rule) for rule in ("join", "joint", "joint_bonus", "end", "mean_logprob")}
+    rows |= {f"magnet_n8_{rule}": (sampled, rule) for rule in (*RULES, "end", "mean_logprob")}
     return chosen(rows)
 
 
@@ -60,10 +61,10 @@ def search_systems(model, tokenizer, cases) -> dict[str, list]:
     cuts = fills.cut_pools(model, tokenizer, cases)
     rows = {}
     for way, pools in (("search", searched), ("cut", cuts)):
-        rules = ("join", "joint", "joint_bonus") + ("mean_logprob",) * (way == "search")
+        rules = RULES + ("mean_logprob",) * (way == "search")
         rows |= {f"magnet_{way}_{rule}": (pools, rule) for rule in rules}
         ended = fills.at_sentence_end(pools)
-        rows |= {f"magnet_{way}_sentence_{rule}": (ended, rule) for rule in ("join", "joint", "joint_bonus")}
+        rows |= {f"magnet_{way}_sentence_{rule}": (ended, rule) for rule in RULES}
     return chosen(rows)
 
 
@@ -83,7 +84,7 @@ def one_way_systems(fim, base, tokenizer, cases) -> dict[str, list]:
         greedy = fills.one_way_pools(model, base, tokenizer, cases, ids, sentence=sentence, name=name)
         sampled = fills.one_way_pools(model, base, tokenizer, cases, ids, SAMPLES, sentence, name=f"{name}, sampled")
         rows[name] = [fills.pick(pool, None) for pool in greedy]
-        for rule in ("join", "joint", "joint_bonus"):
+        for rule in RULES:
             rows[f"{name}_n8_{rule}"] = [fills.pick(pool, rule) for pool in sampled]
     return rows
 

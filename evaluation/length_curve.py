@@ -114,7 +114,9 @@ def plot(rows: list[dict], path: str) -> None:
         bars = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
         axes.errorbar([label for label, _ in kept], values[:, 0], yerr=bars, marker="o", capsize=3, label=name)
     axes.axhline(1, color="grey", linewidth=1)
-    axes.set(xlabel="tokens of the gap", ylabel="perplexity / left to right")
+    axes.set(xlabel="tokens of the gap", ylabel="perplexity / left to right", yscale="log")
+    axes.set_yticks([0.8, 1, 1.5, 2, 4, 8, 16], labels=["0.8", "1", "1.5", "2", "4", "8", "16"])
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=150)
 
