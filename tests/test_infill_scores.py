@@ -218,6 +218,17 @@ def test_selection_by_the_end(model, tokenizer):
     assert {gap.finish_reason for gap in found} == {"end_token", "max_tokens"}
 
 
+@pytest.mark.parametrize("selection", ["join", "joint"])
+def test_at_the_end_of_a_text_an_empty_fill_comes_last(model, tokenizer, selection):
+    arguments = {"length": "auto", "max_new_tokens": 4, "sequence_bias": {(2,): 8.0}, "selection": selection}
+    found = alternatives(model, tokenizer, "Tom was<|gap|>", num_return_sequences=8, **arguments)
+    empty = [not gap.text for gap in found]
+    assert any(empty) and empty == sorted(empty) and not all(empty)
+    assert [gap.score for gap in found if gap.text] == [
+        gap.joint_score / len(gap.token_ids) for gap in found if gap.text
+    ]
+
+
 @pytest.mark.parametrize("text", ["Tom was<|gap|> sad and cried.", "Tom was<|gap|>"])
 @pytest.mark.parametrize("selection", ["auto", "join", "joint", "mean_logprob"])
 def test_return_dict_changes_no_choice(model, tokenizer, text, selection):

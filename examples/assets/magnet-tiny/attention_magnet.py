@@ -1,6 +1,7 @@
 """The attention rule of MAGNET, the span ids it reads, and the modes of a call (section 3.1, Figure 2)."""
 
 import difflib
+import functools
 
 import torch
 
@@ -138,6 +139,11 @@ def refuse_other_mode_arguments(kwargs: dict) -> None:
     if torch.compiler.is_compiling():
         return
     for key in kwargs:
-        close = difflib.get_close_matches(key, ("attention_mode", "span_ids", "span_mask"), n=1, cutoff=0.85)
-        if close:
-            raise ValueError(f"{key}={kwargs[key]!r}: unknown argument. Did you mean {close[0]!r}?")
+        if close := _meant(key):
+            raise ValueError(f"{key}={kwargs[key]!r}: unknown argument. Did you mean {close!r}?")
+
+
+@functools.cache  # each decoded token asks again
+def _meant(key: str) -> str | None:
+    close = difflib.get_close_matches(key, ("attention_mode", "span_ids", "span_mask"), n=1, cutoff=0.85)
+    return close[0] if close else None

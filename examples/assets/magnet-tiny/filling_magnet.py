@@ -7,7 +7,7 @@ import torch
 from .decoding_magnet import Decoder, Job, Written
 from .gaps_magnet import Document, InfilledGap
 from .scoring_magnet import span_logprobs
-from .seams_magnet import close_seam, cut_at, fill_ids, fill_text, overlap
+from .seams_magnet import close_seam, continuation_ids, cut_at, fill_ids, fill_text, overlap
 from .selection_magnet import Choice, rank, score_joins
 
 GRID = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
@@ -133,19 +133,22 @@ class Filler:
         return fill
 
     def _retokenize(self, fill: InfilledGap, written: Written) -> None:
-        """Gives a fill that was cut its tokens: the first ones written, or its own where the cut goes through a token."""
+        """Gives a fill that was cut its tokens: the first ones written, and those of what the cut left of a token."""
         document, gap = written.job.document, written.job.gap
-        fill.end_logprob = None
-        for count in range(len(written.token_ids) + 1):
-            so_far = fill_text(written.token_ids[:count], document, gap, self.decoder.tokenizer)
-            if so_far == fill.text:
-                fill.token_ids = written.token_ids[:count]
-                fill.token_logprobs = fill.token_logprobs and fill.token_logprobs[:count]
-                return
-            if len(so_far) > len(fill.text):
+        tokenizer, ids = self.decoder.tokenizer, written.token_ids
+        kept, known = 0, ""
+        for count in range(len(ids) + 1):
+            so_far = fill_text(ids[:count], document, gap, tokenizer)
+            if fill.text.startswith(so_far):
+                kept, known = count, so_far
+            if len(so_far) >= len(fill.text):
                 break
-        fill.token_ids = fill_ids(fill.text, document, gap, self.decoder.tokenizer)
-        if self.decoder.logprobs:
+        rest = fill.text[len(known) :]
+        tail = continuation_ids(rest, tokenizer) if kept else fill_ids(rest, document, gap, tokenizer)
+        fill.token_ids, fill.end_logprob = ids[:kept] + tail, None
+        if fill.token_logprobs is not None:
+            fill.token_logprobs = fill.token_logprobs[:kept]
+        if tail and self.decoder.logprobs:
             document = replace(document, begun=[[] for _ in document.gaps])
             fill.token_logprobs, _ = self._logprobs(document, gap, fill.token_ids, None)
 
@@ -154,11 +157,11 @@ class Filler:
         options, begun, logprobs = document.gaps[gap], 0, []
         while True:
             chunk = self.decoder.chunk(options, begun)
-            part = tokens[begun : begun + chunk]
+            last = len(tokens) - begun < chunk or begun + chunk >= options.limits()[1]
+            part = tokens[begun:] if last else tokens[begun : begun + chunk]
             known = list(document.begun)
             known[gap] = tokens[:begun]
             part_of = replace(document, begun=known)
-            last = len(part) < chunk or begun + chunk >= options.limits()[1]
             each, end_logprob = span_logprobs(
                 self.model, part_of, gap, part, self.decoder.budget, end if last else None
             )
