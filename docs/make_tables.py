@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from magnet_eval.free_length_tables import TABLES as FREE_LENGTH
+
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "scaling.md")
 
@@ -155,7 +157,7 @@ def memory_check() -> str:
     return markdown(header, rows)
 
 
-TABLES = (memory_by_size, memory_check, demo, stories, embedding, roc, infill_speed, train_step)
+TABLES = (memory_by_size, memory_check, demo, stories, embedding, roc, infill_speed, train_step, *FREE_LENGTH)
 
 
 def render(page: str) -> str:

@@ -1,7 +1,10 @@
 """Measures of generated fills whose length nobody gave: against the gold text, and by how well the text goes on."""
 
 import functools
+import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -100,3 +103,10 @@ def mean_interval(values: np.ndarray, samples: int = 2000, seed: int = 0) -> lis
     drawn = np.random.default_rng(seed).integers(0, len(values), size=(samples, len(values)))
     low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
     return [round(float(value), 3) for value in (values.mean(), low, high)]
+
+
+def write_report(path: str, report: dict) -> None:
+    """JSON with each list of numbers on one line."""
+    text = json.dumps(report, indent=1)
+    lists = re.sub(r"\[[^][{}]*\]", lambda match: " ".join(match[0].split()), text)
+    Path(path).write_text(lists + "\n", encoding="utf-8")

@@ -14,13 +14,12 @@ of every fill what the text behind it repeats is cut off. Measures of each fill:
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from . import fills
-from .fill_metrics import copy_rate, joined, mean_interval, right_bits, rouge_l
+from .fill_metrics import copy_rate, joined, mean_interval, right_bits, rouge_l, write_report
 from .infilling import Perplexity, infill_perplexity, sentence_gaps
 from .stories import load, read_cloze
 
@@ -33,6 +32,8 @@ FIM_ROWS = (
     "fim_spm_n8_join",
     "fim_psm_n8_joint_bonus",
     "fim_spm_n8_joint_bonus",
+    "fim_psm_n8_join_own",
+    "fim_spm_n8_join_own",
 )
 
 
@@ -180,13 +181,16 @@ def main():
     report = {
         "models": {name: Path(getattr(args, name)).name for name in ("model", "fim", "base")},
         "stories": len(cases),
+        "end_twins": len(fills.end_twins(base, tokenizer.eos_token_id)),
         "perplexity": perplexities(model, fim, base, tokenizer, cases, examples),
         **summary(measured),
         "search": {"stories": args.search, **summary(searched)},
     }
-    Path(args.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for system, row in (report["systems"] | report["search"]["systems"]).items():
-        print(system, {key: value[0] for key, value in row.items()})
+    write_report(args.output, report)
+    for part in (report, report["search"]):
+        print(f"{part['stories']} stories")
+        for system, row in part["systems"].items():
+            print(system, {key: value[0] for key, value in row.items()})
 
 
 if __name__ == "__main__":

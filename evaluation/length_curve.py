@@ -14,13 +14,13 @@ of a length drawn from a bucket. Ways to score the same tokens:
 
 import argparse
 import gzip
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .fill_metrics import write_report
 from .infilling import GapExample, Perplexity, infill_perplexity
 from .stories import load
 
@@ -137,7 +137,7 @@ def main():
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     rows = curve(model, ids, tokenizer.bos_token_id, args.count, args.chunk)
     report = {"model": Path(args.model).name, "chunk": args.chunk, "rows": rows}
-    Path(args.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(args.output, report)
     plot(rows, args.plot)
 
 

@@ -1,13 +1,22 @@
 """Free-length measures by hand, prompts and pools on tiny random models, the perplexity curve against single forwards."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from magnet_eval import fills
-from magnet_eval.fill_metrics import copy_rate, joined, mean_interval, right_bits, rouge_l, target_logprobs
+from magnet_eval import fills, free_length_tables
+from magnet_eval.fill_metrics import (
+    copy_rate,
+    joined,
+    mean_interval,
+    right_bits,
+    rouge_l,
+    target_logprobs,
+    write_report,
+)
 from magnet_eval.free_length import differences, gold_row, magnet_systems, measure, one_way_systems, story_cases
 from magnet_eval.infilling import GapExample, infill_perplexity
 from magnet_eval.length_curve import chunked, chunked_perplexity, curve, windows_of
@@ -41,6 +50,13 @@ def test_interval_is_of_the_mean_and_passes_over_missing_values():
     assert mean_interval([2.0, 2.0, math.nan]) == [2.0, 2.0, 2.0]
     mean, low, high = mean_interval(np.arange(100.0))
     assert mean == 49.5 and 40 < low < mean < high < 60
+
+
+def test_report_keeps_what_it_says(tmp_path):
+    report = {"a": {"b": [1.5, -2, None], "c": "[x\n y]"}, "d": [{"e": [1, 2]}]}
+    write_report(str(tmp_path / "report.json"), report)
+    text = (tmp_path / "report.json").read_text()
+    assert json.loads(text) == report and '"b": [ 1.5, -2, null ]' in text
 
 
 def test_target_logprobs_equal_one_forward_a_row(magnet):
@@ -141,6 +157,18 @@ def test_join_scores_equal_those_of_infill(magnet, cases, tokenizer):
     fills.score_joins(magnet, tokenizer, [case], [[candidate]])
     assert candidate.scores["join"] == pytest.approx(gap.join_score, rel=1e-4)
     assert candidate.scores["joint"] == pytest.approx(gap.joint_score, rel=1e-4)
+
+
+def test_mixed_scores_by_hand():
+    # a fill of 4 tokens that cost 8 nats, before 2 tokens that cost 1 nat each
+    mixed = fills.mixed_scores(join=-1.0, joint=-10.0, tokens=4, behind=2)
+    assert mixed["joint_bonus"] == -10 + 2 * 4 and mixed["join_own"] == pytest.approx(-1 - 0.2 * 2)
+
+
+def test_tables_have_a_row_for_each_measured_system():
+    columns = {key: [1.0, 0.5, 1.5] for key in free_length_tables.COLUMNS}
+    table = free_length_tables.measured_rows({"magnet_free": columns, "unknown": columns}, free_length_tables.GREEDY)
+    assert table.splitlines()[2:] == ["| **MAGNET**, greedy | 1.0 " + "| 1.0 (0.5 to 1.5) " * 6 + "|"]
 
 
 def test_every_system_fills_every_gap(magnet, cases, tokenizer, monkeypatch):
