@@ -24,7 +24,7 @@ MOST = 128  # tokens of a fill
 SEARCHED = 64  # tokens of the longest fill of a length search
 JOIN = 16  # tokens of the right context that a join score reads
 BONUS = 2.0  # nats that each token of a fill is given in the rule `joint_bonus`, about what half of its tokens cost
-OWN = 0.2  # weight of a fill's own mean log-probability in the rule `join_own`
+OWN = 0.3  # weight of a fill's own mean log-probability in the rule `join_own`
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
 
 

@@ -8,7 +8,7 @@ RULES = {
     "join": "`join`",
     "joint": "`joint`",
     "joint_bonus": "`joint` + 2 nats a token",
-    "join_own": "`join` + 0.2 own",
+    "join_own": "`join` + 0.3 own",
     "end": "`end`",
     "mean_logprob": "`mean_logprob`",
 }

@@ -162,7 +162,7 @@ def test_join_scores_equal_those_of_infill(magnet, cases, tokenizer):
 def test_mixed_scores_by_hand():
     # a fill of 4 tokens that cost 8 nats, before 2 tokens that cost 1 nat each
     mixed = fills.mixed_scores(join=-1.0, joint=-10.0, tokens=4, behind=2)
-    assert mixed["joint_bonus"] == -10 + 2 * 4 and mixed["join_own"] == pytest.approx(-1 - 0.2 * 2)
+    assert mixed["joint_bonus"] == -10 + 2 * 4 and mixed["join_own"] == pytest.approx(-1 - 0.3 * 2)
 
 
 def test_tables_have_a_row_for_each_measured_system():
