@@ -10,7 +10,7 @@ from pathlib import Path
 from magnet_eval.free_length_tables import TABLES as FREE_LENGTH
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "scaling.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "infilling.md", DOCS / "scaling.md")
 
 
 def read(name: str) -> list[dict]:
@@ -81,12 +81,43 @@ def embedding() -> str:
     return markdown(["", "Spearman x 100", "top-1 retrieval %"], [[a, f"{b:.1f}", f"{c:.1f}"] for a, b, c in rows])
 
 
+def infilling_measured() -> dict:
+    return json.loads((DOCS / "measured" / "infill_speed.json").read_text(encoding="utf-8"))
+
+
 def infill_speed() -> str:
-    rows = [
-        [str(row["context"]), *(f"{ratio:.2f}" for ratio in row["ratios"].values())]
-        for row in read("infill_speed.jsonl")
+    rows = infilling_measured()["generate"]
+    cells = [[str(row["context"]), *(f"{ratio:.2f}" for ratio in row["ratios"].values())] for row in rows]
+    return markdown(["context tokens", *rows[0]["ratios"]], cells)
+
+
+def infill_ways() -> str:
+    """Ways to fill and to score, each in CPU seconds and against the plain way."""
+    found = infilling_measured()
+    gaps, given, stream = (found[name][0] for name in ("orders", "candidates", "streaming"))
+    groups = [(f"{gaps['gaps']} gaps of {found['span']} tokens", gaps["seconds"], "sequential")]
+    groups += [(f"{given['candidates']} candidates of 8 tokens", given["seconds"], "one by one")]
+    groups += [
+        (f"{cut['fill'] + 1} cuts of a fill of {cut['fill']}", cut["seconds"], "separate") for cut in found["cuts"]
     ]
-    return markdown(["context tokens", *read("infill_speed.jsonl")[0]["ratios"]], rows)
+    groups += [(f"a gap of {found['span']} tokens", stream["seconds"], "infill")]
+    cells = []
+    for what, seconds, plain in groups:
+        cells += [[what, way, f"{value:.2f}", f"{seconds[plain] / value:.2f}"] for way, value in seconds.items()]
+    header = ["256 tokens of context", "way", "CPU seconds", "times as fast as the plain way"]
+    return markdown(header, cells) + f"\n\n{given['per_second']:.0f} candidates a second."
+
+
+def gap_memory() -> str:
+    rows = infilling_measured()["memory"]
+    cells = [[row["cache"], str(row["gaps"]), f"{row['formula_mib']:.0f}", f"{row['peak_mib']:.0f}"] for row in rows]
+    return markdown(["cache", "gaps", "formula, MiB", "resident peak over the model, MiB"], cells)
+
+
+def infill_example() -> str:
+    """What examples/infill.py printed."""
+    printed = (DOCS / "measured" / "infill_example.txt").read_text(encoding="utf-8")
+    return f"```\n{printed}```"
 
 
 def train_step() -> str:
@@ -157,7 +188,52 @@ def memory_check() -> str:
     return markdown(header, rows)
 
 
-TABLES = (memory_by_size, memory_check, demo, stories, embedding, roc, infill_speed, train_step, *FREE_LENGTH)
+def exactness() -> str:
+    row = json.loads((DOCS / "measured" / "exactness.json").read_text(encoding="utf-8"))
+    killed = row["killed"]
+    return markdown(
+        ["", "tried", "result"],
+        [
+            [
+                "resumed after a checkpoint",
+                f"{row['resumed_runs']} runs of {row['resumed_variants']} kinds",
+                f"largest difference of a weight: {row['resumed_largest_difference']:g}",
+            ],
+            [
+                "2 and 4 accumulated batches instead of one",
+                f"{row['spread_cases']} kinds of run",
+                f"relative difference of the update at most {row['accumulated_largest_difference']:.1e}",
+            ],
+            [
+                "2 processes instead of one, 1 and 2 accumulated batches",
+                f"{row['spread_cases']} kinds of run",
+                f"relative difference of the update at most {row['processes_largest_difference']:.1e}",
+            ],
+            [
+                "kill -9 at a random moment",
+                f"{killed['trials']} runs, {killed['killed']} killed in time, {killed['in a save']} of them in a save",
+                f"all {killed['trials']} resumed, weights those of the undisturbed run; the newest folder, which "
+                f"transformers would take, was whole {killed['stock folder whole']} times",
+            ],
+        ],
+    )
+
+
+TABLES = (
+    exactness,
+    memory_by_size,
+    memory_check,
+    demo,
+    stories,
+    embedding,
+    roc,
+    infill_speed,
+    infill_ways,
+    gap_memory,
+    infill_example,
+    train_step,
+    *FREE_LENGTH,
+)
 
 
 def render(page: str) -> str:

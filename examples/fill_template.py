@@ -1,0 +1,65 @@
+"""Fills a text file with `<|gap:name|>` markers, by the rules of a YAML or JSON file.
+
+    python examples/fill_template.py examples/template.txt examples/template.yaml
+
+The rules: `gaps` maps names to what a Gap takes (length, prefix, stop, candidates, ...); every other key is an argument of
+infill(), e.g. `order: parallel`, `do_sample: true`, `seed: 3`. The filled text goes to the standard output or to --output.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+from transformers import AutoTokenizer, set_seed
+
+from modeling_magnet import Gap, MagnetLlamaForCausalLM
+
+MODEL = Path(__file__).parent / "assets" / "magnet-tiny"
+
+
+def read_rules(path: Path) -> tuple[dict[str, Gap], dict]:
+    """The gaps and the other arguments; YAML reads JSON too."""
+    rules = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(rules, dict) or not isinstance(rules.get("gaps", {}), dict):
+        raise ValueError(f"{path}: must be a mapping, and `gaps` in it a mapping of names to rules.")
+    gaps = {}
+    for name, rule in rules.pop("gaps", {}).items():
+        if not isinstance(rule, dict) or set(rule) - set(Gap.__dataclass_fields__):
+            fields = ", ".join(Gap.__dataclass_fields__)
+            raise ValueError(f"{path}: gaps.{name}={rule!r}: must be a mapping with keys among {fields}.")
+        gaps[name] = Gap(**rule)
+    return gaps, rules
+
+
+def fill(template: str, gaps: dict[str, Gap], arguments: dict, model, tokenizer):
+    set_seed(arguments.pop("seed", 0))
+    return model.infill(template, tokenizer, gaps=gaps, return_dict=True, **arguments)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("template", type=Path)
+    parser.add_argument("rules", type=Path)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    model = MagnetLlamaForCausalLM.from_pretrained(args.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    with args.template.open(encoding="utf-8", newline="") as file:  # line ends stay as they are
+        template = file.read()
+    try:
+        output = fill(template, *read_rules(args.rules), model, tokenizer)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for gap in output.gaps:
+        print(f"{gap.name}: {gap.text!r} ({gap.finish_reason})", file=sys.stderr)
+    if args.output:
+        with args.output.open("w", encoding="utf-8", newline="") as file:
+            file.write(output.text)
+    else:
+        print(output.text, end="")
+
+
+if __name__ == "__main__":
+    main()

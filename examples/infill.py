@@ -1,0 +1,70 @@
+"""Edits a story: named gaps with rules of their own, alternatives, given candidates, and text that appears as it is written.
+
+python examples/infill.py                     # the shipped model of 3 M parameters: simple words, loose sense
+python examples/infill.py --model path/or/hub-id
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from modeling_magnet import Gap, MagnetLlamaForCausalLM
+
+MODEL = Path(__file__).parent / "assets" / "magnet-tiny"
+STORY = """Mina slid a tray of rolls into her oven. <|gap:meanwhile|> She wrapped the rolls in foil. \
+Her brother came home. <|gap:brother|> They ate the rolls together."""
+GAPS = {
+    "meanwhile": Gap(length=(6, 24), stop="sentence"),
+    "brother": Gap(prefix="He was", stop="sentence", max_new_tokens=24),
+}
+
+
+def named_gaps(model, tokenizer) -> None:
+    print("-- one story, two gaps: the second is written knowing the first")
+    output = model.infill(STORY, tokenizer, gaps=GAPS, return_dict=True)
+    print(output.text)
+    for gap in output.gaps:
+        print(f"   {gap.name}: {gap.text!r}, ends by {gap.finish_reason}, characters {gap.span[0]}-{gap.span[1]}")
+
+
+def alternatives(model, tokenizer) -> None:
+    print("\n-- eight drafts of the first gap; the three behind which the story goes on best")
+    text = STORY.split(" Her brother")[0]
+    sampling = {"do_sample": True, "top_p": 0.9, "num_candidates": 8, "num_return_sequences": 3}
+    torch.manual_seed(1)
+    gaps = {"meanwhile": GAPS["meanwhile"]}
+    for output in model.infill(text, tokenizer, gaps=gaps, return_dict=True, **sampling):
+        print(f"   {output['meanwhile'].score:.2f}  {output['meanwhile'].text}")
+
+
+def candidates(model, tokenizer) -> None:
+    print("\n-- nothing is generated: which of these words fits")
+    words = ["soup", "a stone", "the moon", "his boots"]
+    parts = ["Tom was hungry. His mother cooked ", Gap(candidates=words, name="food"), ". He ate it all."]
+    ranked = model.infill(parts, tokenizer, return_dict=True, num_return_sequences=len(words))
+    for output in ranked:
+        print(f"   {output['food'].score:7.2f}  {output['food'].text}")
+
+
+def streaming(model, tokenizer) -> None:
+    print("\n-- while it is written; what is shown is never taken back")
+    for event in model.infill_stream(STORY, tokenizer, gaps=GAPS):
+        print(event.text, end="", flush=True)
+        if event.done:
+            print(f"   <- {event.name}, {event.finish_reason}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=MODEL)
+    args = parser.parse_args()
+    model = MagnetLlamaForCausalLM.from_pretrained(args.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    for part in (named_gaps, alternatives, candidates, streaming):
+        part(model, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
