@@ -290,8 +290,10 @@ def test_a_search_of_several_gaps(endless, tokenizer):
     for order in ("sequential", "parallel"):
         output = endless.infill(TEXT, tokenizer, length=(1, 4), order=order, return_dict=True)
         assert all(1 <= len(gap.token_ids) <= 4 for gap in output.gaps)
-    prefixed = endless.infill(["Tom was", Gap((1, 6), prefix=" very very big"), " sad."], tokenizer)
-    assert prefixed.startswith("Tom was very very big")
+    parts = ["Tom was", Gap((1, 6), prefix=" very very big"), " sad."]
+    prefixed = endless.infill(parts, tokenizer, num_return_sequences=4, return_dict=True)
+    assert sorted(len(output.gaps[0].token_ids) for output in prefixed) == [3, 4, 5, 6]  # as many as the prefix needs
+    assert all(output.text.startswith("Tom was very very big") for output in prefixed)
 
 
 def test_a_search_refuses(endless, tokenizer):
@@ -321,6 +323,14 @@ def test_candidates_are_sorted_by_their_joint_likelihood(trained, tokenizer):
         scored = trained.score_infill(parts, [gap.text], tokenizer).gaps[0]
         assert gap.token_logprobs == pytest.approx(scored.token_logprobs, abs=1e-5)
     assert trained.infill(parts, tokenizer) == outputs[0].text
+
+
+def test_candidates_have_no_end_to_be_sorted_by(model, tokenizer):
+    parts = ["Tom was", Gap(candidates=[" a", " the big", " red", " cat"]), " sad."]
+    arguments = {"num_return_sequences": 4, "return_dict": True}
+    by_end = model.infill(parts, tokenizer, selection="end", **arguments)
+    assert by_end == model.infill(parts, tokenizer, selection="joint", **arguments)
+    assert by_end[0].gaps[0].score == by_end[0].gaps[0].joint_score
 
 
 @pytest.mark.parametrize("right", [" sad.", ""])

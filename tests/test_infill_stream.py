@@ -150,6 +150,14 @@ def test_an_overlap_is_trimmed_and_not_shown(model, tokenizer):
     assert "".join(event.text for event in events) == " He ran home." and len(events) > 3
 
 
+def test_an_exact_length_is_not_trimmed(model, tokenizer):
+    ids = tokenizer(" He ran home. Then he was full.", add_special_tokens=False)["input_ids"]
+    parts = ["Tom.", Gap(len(ids)), " Then he was full. He slept."]
+    (gap,) = model.infill(parts, tokenizer, return_dict=True, logits_processor=[Write(ids)]).gaps
+    assert (gap.token_ids, gap.trimmed, gap.finish_reason) == (ids, "", "exact_length")
+    assert gap.text == " He ran home. Then he was full."
+
+
 @pytest.mark.parametrize("end", [2, 500])
 def test_the_end_token_is_never_shown(text_magnet, tokenizer, end):
     model = text_magnet(infill_end_token_id=end)
