@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_infill_options import UNICODE, Write
+from test_infill_options import UNICODE
+from test_infill_stops import Write
 from transformers import AutoTokenizer, LogitsProcessor
 
 from modeling_magnet import Gap, InfillEvent, InfillStreamer
