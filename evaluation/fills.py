@@ -13,6 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from magnet_train.fim import fim_markers, fim_row
 from modeling_magnet import Gap, InfilledGap
+from modeling_magnet.decoding_magnet import end_twins
 from modeling_magnet.filling_magnet import GRID
 from modeling_magnet.scoring_magnet import cut_join_logprobs
 from modeling_magnet.seams_magnet import continuation_ids, cut_at, overlap
@@ -71,18 +72,8 @@ def pick(pool: list[Candidate], rule: str | None) -> Candidate:
     return pool[0] if rule is None else max(pool, key=lambda candidate: candidate.scores[rule])
 
 
-def end_twins(model, end: int, tolerance: float = 0.05) -> list[int]:
-    """
-    Tokens whose output rows are END's, END first: those that pretraining never wrote all stay alike, and a LoRA cannot
-    tell them apart, so END can have no more than its share of what is theirs. What they have together is END's.
-    """
-    rows = model.get_output_embeddings().weight.detach().float()
-    near = (rows - rows[end]).norm(dim=1) < tolerance * rows[end].norm()
-    return [end] + [int(token) for token in near.nonzero() if token != end]
-
-
 def end_settings(model, end: int) -> dict:
-    """What `generate()` and `infill()` are told so that END has its twins' probability and they have none."""
+    """What `generate()` is told so that END has its twins' probability and they have none; `infill()` does so itself."""
     twins = end_twins(model, end)
     return {"suppress_tokens": twins[1:], "sequence_bias": [[[end], math.log(len(twins))]]} if twins[1:] else {}
 
@@ -92,7 +83,7 @@ def end_settings(model, end: int) -> dict:
 
 def magnet_pools(model, tokenizer, cases, count=1, length="auto", most=MOST, batch_size=128, **settings):
     """What `infill()` writes, `count` alternatives a gap. `length="gold"` tells it each gap's."""
-    pools, settings = [], settings | end_settings(model, tokenizer.eos_token_id)
+    pools = []
     torch.manual_seed(0)
     for some in batches(cases, 100, "MAGNET"):
         inputs = [[c.left + " ", Gap(length=c.length if length == "gold" else length), " " + c.right] for c in some]

@@ -7,6 +7,7 @@ taken out of the cache and fed once more, as the last token of generate()'s prom
 """
 
 import functools
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -88,6 +89,7 @@ class Decoder:
         self.static = self.generate_kwargs.get("cache_implementation", config.cache_implementation) == "static"
         self.static_room = self.generate_kwargs.get("max_cache_len", config.max_cache_len) or 0
         self.end = self.model.config.infill_end_token_id
+        self.twins = end_twins(self.model, self.end)[1:] if self.end is not None else []
         self.control = (set(self.tokenizer.all_special_ids) | {self.end}) - {None}
 
     def write(self, jobs: list[Job]) -> list[Written]:
@@ -271,9 +273,12 @@ class Decoder:
             "cache_implementation": None,  # generate() is given the cache
             "max_cache_len": None,
         }
+        if end is not None and self.twins:
+            bias = math.log(1 + len(self.twins))
+            arguments["sequence_bias"] = _with_bias(self.generate_kwargs.get("sequence_bias"), end, bias)
         processors = [
             *(self.generate_kwargs.get("logits_processor") or []),
-            GapRules(rules, prompt_length, end, self.control - {end}),
+            GapRules(rules, prompt_length, end, self.control - {end} | set(self.twins if end is not None else ())),
         ]
         stops = [*(self.generate_kwargs.get("stopping_criteria") or []), GapStops(rules, prompt_length, watch)]
         arguments["logits_processor"] = LogitsProcessorList(processors)
@@ -301,3 +306,31 @@ class Decoder:
         else:
             reason = "more" if len(tokens) == rule.longest else "stop"
         return job, tokens, logprobs[:stop], logprobs[stop] if ended else None, reason
+
+
+def _with_bias(given, token: int, bias: float):
+    """The caller's `sequence_bias`, which is a dictionary or a list, and one of ours."""
+    if isinstance(given, dict):
+        return given | {(token,): given.get((token,), 0.0) + bias}
+    mine = [entry for entry in given or [] if list(entry[0]) == [token]]
+    others = [entry for entry in given or [] if list(entry[0]) != [token]]
+    return [*others, [[token], bias + sum(entry[1] for entry in mine)]]
+
+
+def end_twins(model, end: int, tolerance: float = 0.05) -> list[int]:
+    """
+    Tokens whose output rows are END's, END first: those that pretraining never wrote all stay alike, and a LoRA cannot
+    tell them apart. END could have no more than its share of what they have together, and never be the likeliest; so what
+    they have together is END's, and none of them is written.
+
+    Args:
+        model ([`PreTrainedModel`]): With an output matrix.
+        end (`int`): The end token.
+        tolerance (`float`): Largest distance of a twin's row, relative to the length of END's.
+    """
+    rows = model.get_output_embeddings().weight.detach()
+    row = rows[end].float()
+    length = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)  # (V,)
+    alike = ((rows @ rows[end]).float() > 0.9 * length * row.norm()).nonzero()[:, 0]  # few, so that no copy is large
+    near = (rows[alike].float() - row).norm(dim=1) < tolerance * row.norm()
+    return [end] + [token for token in alike[near].tolist() if token != end]

@@ -16,17 +16,22 @@ HALF_CHARACTER = "\ufffd"  # what bytes that are no whole character are decoded 
 
 
 def text_ids(text: str, tokenizer) -> list[int]:
+    """Ids of a text, control tokens spelt out in it being text."""
+    return encoded_text(text, tokenizer)["input_ids"]
+
+
+def encoded_text(text: str, tokenizer, **options):
     """
-    Ids of a text, control tokens spelt out in it being text.
+    A text's encoding without control tokens, those spelt out in it being text; `options` go to the tokenizer.
 
     That setting lies in the tokenizer itself, and another thread's call may undo it between here and the tokenization:
     then it is done again.
     """
     control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     while True:
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if control.isdisjoint(ids):
-            return ids
+        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, **options)
+        if control.isdisjoint(encoded["input_ids"]):
+            return encoded
 
 
 def context_ids(document: Document, tokenizer) -> list[list[int]]:

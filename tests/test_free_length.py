@@ -21,6 +21,7 @@ from magnet_eval.free_length import differences, gold_row, magnet_systems, measu
 from magnet_eval.infilling import GapExample, infill_perplexity
 from magnet_eval.length_curve import chunked, chunked_perplexity, curve, windows_of
 from magnet_eval.stories import load, read_cloze
+from modeling_magnet import decoding_magnet
 
 STORIES = [
     ["Tom was hungry.", "He went home.", "He made a sandwich.", "He ate it.", "He was full."],
@@ -128,6 +129,25 @@ def test_tokens_that_are_all_alike_end_a_gap_together(text_magnet):
     changed[2] += settings["sequence_bias"][0][1]
     changed[[50, 51]] = -math.inf
     assert changed.softmax(-1)[2].item() == pytest.approx(together, rel=1e-5)
+
+
+@pytest.mark.parametrize("bias", [None, {(2,): 1.0, (7, 8): 2.0}, [[[2], 1.0], [[7, 8], 2.0]]])
+def test_infill_counts_the_twins_of_its_end_by_itself(text_magnet, tokenizer, monkeypatch, bias):
+    model = text_magnet(seed=3)
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows[50:300] = rows[2].clone()
+    given = {} if bias is None else {"sequence_bias": bias}
+    texts = [f"{name} was very <|gap|> and went home." for name in ("Tom", "Mina", "Jorge", "Elif", "Sam")]
+    found = model.infill(texts, tokenizer, return_dict=True, max_new_tokens=24, **given)
+    settings = fills.end_settings(model, 2)
+    monkeypatch.setattr(decoding_magnet, "end_twins", lambda model, end: [end])
+    alone = model.infill(texts, tokenizer, return_dict=True, max_new_tokens=24, **given)
+    own = 0.0 if bias is None else 1.0
+    settings["sequence_bias"] = [[[2], settings["sequence_bias"][0][1] + own]] + ([[[7, 8], 2.0]] if bias else [])
+    expected = model.infill(texts, tokenizer, return_dict=True, max_new_tokens=24, **settings)
+    assert found == expected != alone
+    assert not {token for output in found for token in output.gaps[0].token_ids} & set(range(50, 300))
 
 
 def test_left_padded_rows_are_written_as_alone(magnet, tokenizer):

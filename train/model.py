@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, BitsAndBytesConfig
 
 from modeling_magnet import MagnetLlamaConfig, MagnetLlamaForCausalLM
+from modeling_magnet.decoding_magnet import end_twins
 
 from .arguments import DataArguments, ModelArguments, ViewArguments
 from .fim import MOST_MARKER_TOKENS
@@ -34,6 +35,12 @@ def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer)
     if view_args.gap_layout == "mixed":  # a checkpoint that is trained further may have been trained without it
         model.config.infill_end_token_id = tokenizer.eos_token_id
         model.config.infill_free_offsets = view_args.free_offsets
+        if twins := end_twins(model, tokenizer.eos_token_id)[1:]:
+            logger.warning(
+                "gap_layout=mixed: %d tokens have the output row of the end token, all never written in pretraining. Training "
+                "cannot tell them apart; infill() counts what they have together as the end's.",
+                len(twins),
+            )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(name))
         if parameter.requires_grad:

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .gaps_magnet import check_positive, check_text
+from .seams_magnet import encoded_text, text_ids
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class EncodingMixin:
             check_text(f"item {number} of the input", text)
 
     def _sentence_ids(self, text, tokenizer) -> list[int]:
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = text_ids(text, tokenizer)
         return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
 
     def _truncate(self, rows):
@@ -179,7 +180,7 @@ def _tokens_of_words(words, tokenizer):
     text = " ".join(words)
     # a word owns the space before it: rare characters follow a token that is only that space
     word_of_char = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])[1:]
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    encoded = encoded_text(text, tokenizer, return_offsets_mapping=True)
     # a token's last character: "Ġcat" may start on the space, but always ends inside its word
     owner = [int(word_of_char[max(end - 1, 0)]) for _, end in encoded["offset_mapping"]]
     return [tokenizer.bos_token_id, *encoded["input_ids"]], np.array(owner)
