@@ -330,7 +330,7 @@ def end_twins(model, end: int, tolerance: float = 0.05) -> list[int]:
     """
     rows = model.get_output_embeddings().weight.detach()
     row = rows[end].float()
-    length = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)  # (V,)
+    length = rows.norm(dim=1).float()  # (V,)
     alike = ((rows @ rows[end]).float() > 0.9 * length * row.norm()).nonzero()[:, 0]  # few, so that no copy is large
     near = (rows[alike].float() - row).norm(dim=1) < tolerance * row.norm()
     return [end] + [token for token in alike[near].tolist() if token != end]
