@@ -105,6 +105,17 @@ def test_killed_at_any_moment_the_run_resumes_bit_exact(start, weights, tmp_path
     assert killed >= 0.8 * trials and saving >= 0.2 * trials, counts
 
 
+def test_killed_behind_its_last_save_the_run_is_tidied_up(tmp_path, weights):
+    """Nothing is left to train, and so nothing to save, but an older checkpoint was being deleted."""
+    surviving.train(tmp_path)
+    half = tmp_path / f"checkpoint-{surviving.STEPS - 1}"
+    half.mkdir()
+    (half / "optimizer.pt").write_bytes(b"half")
+    model = surviving.train(tmp_path, resume=True)
+    assert distance(model, weights) == 0
+    assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{surviving.STEPS}"]
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_bit_exact(start, weights, tmp_path):
     moments = random.Random(1)

@@ -67,6 +67,8 @@ class CheckpointGuard(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
+            if checkpoint_of(args, state).is_dir():  # it may have been killed between saving and deleting
+                on_main(args, lambda: self._rotate(args, state))
             raise NothingLeftToTrain
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -103,7 +105,11 @@ class CheckpointGuard(TrainerCallback):
     def _complete(self, args, state):
         folder = checkpoint_of(args, state)
         mark_complete(folder, self.run, resumable=not args.save_only_model)
-        rotate(folder, self.limit, state.best_model_checkpoint and Path(state.best_model_checkpoint))
+        self._rotate(args, state)
+
+    def _rotate(self, args, state):
+        best = state.best_model_checkpoint and Path(state.best_model_checkpoint)
+        rotate(checkpoint_of(args, state), self.limit, best)
 
     def explain(self, args, error: Exception) -> None:
         """Raises an `OSError` that says what to do, if `error` came out of a save."""
