@@ -89,8 +89,12 @@ class Decoder:
         self.static = self.generate_kwargs.get("cache_implementation", config.cache_implementation) == "static"
         self.static_room = self.generate_kwargs.get("max_cache_len", config.max_cache_len) or 0
         self.end = self.model.config.infill_end_token_id
-        self.twins = end_twins(self.model, self.end)[1:] if self.end is not None else []
         self.control = (set(self.tokenizer.all_special_ids) | {self.end}) - {None}
+
+    @functools.cached_property
+    def twins(self) -> list[int]:
+        """Looked up for free gaps only: it costs two readings of the output matrix."""
+        return end_twins(self.model, self.end)[1:]
 
     def write(self, jobs: list[Job]) -> list[Written]:
         """Writes every job's copies, long ones chunk by chunk."""

@@ -48,6 +48,11 @@ class ModelArguments:
         if not self.lora_target_modules:
             raise ValueError("lora_target_modules=[]: nothing would be trained. Name at least one, such as q_proj.")
 
+    @property
+    def adapter(self) -> dict:
+        """The fresh adapter, as `MagnetLlamaConfig.adapter` has it."""
+        return {"r": self.lora_r, "alpha": self.lora_alpha, "target_modules": self.lora_target_modules}
+
 
 @dataclass
 class DataArguments:

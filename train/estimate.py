@@ -81,15 +81,8 @@ def adapted_config(model_args: ModelArguments) -> MagnetLlamaConfig:
     config = AutoConfig.from_pretrained(model_args.model_name_or_path)
     if config.model_type == "magnet_llama":
         return config
-    settings = config.to_dict()
-    for key in ("model_type", "architectures", "auto_map", "transformers_version"):
-        settings.pop(key, None)
-    adapter = {
-        "r": model_args.lora_r,
-        "alpha": model_args.lora_alpha,
-        "target_modules": model_args.lora_target_modules,
-    }
-    return MagnetLlamaConfig(**settings | {"adapter": adapter, "projection_head": model_args.projection_head})
+    head = model_args.projection_head
+    return MagnetLlamaConfig.from_llama(config, adapter=model_args.adapter, projection_head=head)
 
 
 def labelled_positions(rows: int, length: int, view_args: ViewArguments) -> int:

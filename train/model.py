@@ -53,20 +53,15 @@ def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer)
 
 def _adapted_base(model_args, mask_id) -> MagnetLlamaForCausalLM:
     """Loads a Llama's weights straight into MAGNET's classes, so that they may be quantised or sharded on the way."""
-    settings = AutoConfig.from_pretrained(model_args.model_name_or_path).to_dict()
-    for key in ("model_type", "architectures", "auto_map", "transformers_version"):
-        settings.pop(key, None)
-    settings |= {
-        "causal_adapter": model_args.causal_adapter,
-        "pooling": model_args.pooling,
-        "representation_prompt": model_args.representation_prompt,
-        "mask_token_id": mask_id,
-    }
-    config = MagnetLlamaConfig(**settings)
-    model = MagnetLlamaForCausalLM.from_pretrained(model_args.model_name_or_path, config=config, **loading(model_args))
-    model.add_magnet_adapter(
-        {"r": model_args.lora_r, "alpha": model_args.lora_alpha, "target_modules": model_args.lora_target_modules}
+    config = MagnetLlamaConfig.from_llama(
+        AutoConfig.from_pretrained(model_args.model_name_or_path),
+        causal_adapter=model_args.causal_adapter,
+        pooling=model_args.pooling,
+        representation_prompt=model_args.representation_prompt,
+        mask_token_id=mask_id,
     )
+    model = MagnetLlamaForCausalLM.from_pretrained(model_args.model_name_or_path, config=config, **loading(model_args))
+    model.add_magnet_adapter(model_args.adapter)
     model.add_projection_head(model_args.projection_head)
     return model
 

@@ -184,8 +184,8 @@ class MagnetTrainer(Trainer):
             return []
         self.metrics.count_tokens(inputs["pair_attention_mask"])
         chunks = pair_chunks(inputs, self.args.sscl_chunk_size)
-        step = [c for batch in self._micro_batches for c in pair_chunks(batch, self.args.sscl_chunk_size)]
-        if len(step) > 1 and self._vector_gradients is None:
+        if self._vector_gradients is None and len(chunks) * len(self._micro_batches) > 1:
+            step = [c for batch in self._micro_batches for c in pair_chunks(batch, self.args.sscl_chunk_size)]
             self._pair_share, self._vector_gradients = self._find_vector_gradients(model, step)
         return [functools.partial(self.pair_loss, model, chunk, weight) for chunk in chunks]
 

@@ -86,6 +86,14 @@ class MagnetLlamaConfig(LlamaConfig):
         # a checkpoint that pins other code (`repo--file.Class`) keeps its own entries
         self.auto_map = AUTO_MAP | (getattr(self, "auto_map", None) or {})
 
+    @classmethod
+    def from_llama(cls, llama: LlamaConfig, **settings) -> "MagnetLlamaConfig":
+        """A Llama's configuration with MAGNET's `settings` beside it, and without what names Llama's classes."""
+        shape = llama.to_dict()
+        for key in ("model_type", "architectures", "auto_map", "transformers_version"):
+            shape.pop(key, None)
+        return cls(**shape | settings)
+
     @staticmethod
     def _refuse_misspelt(kwargs):
         own = list(MagnetLlamaConfig.__annotations__)

@@ -253,10 +253,7 @@ class MagnetLlamaForCausalLM(InfillingMixin, EncodingMixin, MagnetLlamaPreTraine
         llama = (
             path_or_model if isinstance(path_or_model, nn.Module) else LlamaForCausalLM.from_pretrained(path_or_model)
         )
-        settings = llama.config.to_dict()
-        for key in ("model_type", "architectures", "auto_map", "transformers_version"):
-            settings.pop(key, None)
-        config = MagnetLlamaConfig(**settings | magnet_settings | {"projection_head": "none"})
+        config = MagnetLlamaConfig.from_llama(llama.config, **magnet_settings | {"projection_head": "none"})
         config._attn_implementation = llama.config._attn_implementation
         with init_empty_weights(include_buffers=False):
             model = cls(config)
