@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from .card_facts import read_origin
 from .model_card import write_model_card
 from .sentence_transformer import write_sentence_transformer_files
 
@@ -31,7 +32,7 @@ def save_checkpoint(model, tokenizer, folder: str | Path, state_dict: dict | Non
         model.save_pretrained(unfinished, state_dict=state_dict)
         tokenizer.save_pretrained(unfinished)
         write_sentence_transformer_files(model.config, unfinished)
-        write_model_card(model.config, unfinished)
+        write_model_card(model.config, unfinished, origin=read_origin(folder))
         _move_files(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
