@@ -1,22 +1,66 @@
-"""Copies the model code of this clone into examples/assets/magnet-tiny, with hashes anew; the weights stay as they are.
+"""Copies the model code of this clone into examples/assets/magnet-tiny, and writes its card anew: hashes of the code, settings
+of the run, figures of docs/measured. The weights stay as they are.
 
 python examples/refresh_assets.py
 """
 
+import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
+from magnet_train.provenance import CONFIGURATION, ConfigurationCallback
+from magnet_train.recipes import parse_with_sources
 from modeling_magnet import MagnetLlamaConfig
+from modeling_magnet.card_facts import Origin, read_origin
+from modeling_magnet.eval_results import Measured, write_eval_results
 from modeling_magnet.model_card import write_model_card
 from modeling_magnet.sentence_transformer import write_sentence_transformer_files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "assets" / "magnet-tiny"
+DATA = "everyday-stories"
+COMMAND = f"python -m magnet_eval.stories --model examples/assets/magnet-tiny --stories examples/assets/{DATA}"
+FIGURES = {  # key of docs/measured/stories.jsonl -> task of the Hub, task, metric, measure
+    "infill_exact": ("text-generation", "Infilling", "perplexity", "perplexity of the missing sentence, given length"),
+    "infill_free": ("text-generation", "Infilling", "perplexity", "perplexity of the missing sentence and its end"),
+    "infill_causal": ("text-generation", "Infilling", "perplexity", "the same from the left alone, causal mode"),
+    "spearman": ("sentence-similarity", "Sentence similarity", "spearman", "Spearman x 100"),
+    "top1": ("sentence-similarity", "Retrieval of paraphrases", "accuracy", "top-1, percent"),
+    "causal_ppl": ("text-generation", "Generation", "perplexity", "perplexity of whole stories, causal mode"),
+}
 
-for shipped in FOLDER.glob("*.py"):
-    shipped.unlink()
-for source in (ROOT / "modeling_magnet").glob("*_magnet.py"):
-    shutil.copyfile(source, FOLDER / source.name)
-config = MagnetLlamaConfig.from_pretrained(FOLDER)
-write_sentence_transformer_files(config, FOLDER)
-write_model_card(config, FOLDER)
+
+def origin() -> Origin:
+    """What a run of the recipe would leave beside its checkpoint; the run itself was too large to ship."""
+    *arguments, sources = parse_with_sources(["--config", "magnet_tiny"])
+    with tempfile.TemporaryDirectory() as run:
+        (Path(run) / CONFIGURATION).write_text(ConfigurationCallback(arguments, sources).text, encoding="utf-8")
+        shutil.copyfile(ROOT / "docs" / "magnet-tiny" / "train_log.jsonl", Path(run) / "train_log.jsonl")
+        return read_origin(run)
+
+
+def measured() -> list[Measured]:
+    rows = (ROOT / "docs" / "measured" / "stories.jsonl").read_text(encoding="utf-8").splitlines()
+    (row,) = (row for row in map(json.loads, rows) if Path(row["model"]).name == FOLDER.name)
+    return [
+        Measured(task, DATA, metric, row[key], name, measure, row.get(f"{key}_95"), COMMAND)
+        for key, (task, name, metric, measure) in FIGURES.items()
+    ]
+
+
+def main() -> None:
+    os.chdir(ROOT)  # the recipe names the base by its place in the clone
+    for shipped in FOLDER.glob("*.py"):
+        shipped.unlink()
+    for source in (ROOT / "modeling_magnet").glob("*_magnet.py"):
+        shutil.copyfile(source, FOLDER / source.name)
+    config = MagnetLlamaConfig.from_pretrained(FOLDER)
+    write_sentence_transformer_files(config, FOLDER)
+    write_eval_results(FOLDER, measured())
+    write_model_card(config, FOLDER, origin=origin())
+
+
+if __name__ == "__main__":
+    main()

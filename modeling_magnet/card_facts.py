@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 CONFIGURATION, LOG = "training_config.yaml", "train_log.jsonl"  # as magnet train writes them
 HUB_ID = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?::[\w.-]+)?(?:@[\w.-]+)?")  # name, configuration, revision
 FILE_NAME = re.compile(r"\.(txt|jsonl|json|parquet)(\.gz)?$")
+FIGURE = re.compile(r"step|train_runtime|(eval_)?(loss|accuracy)_\w+")
 SETTINGS = (
     "max_steps",
     "per_device_train_batch_size",
@@ -139,6 +140,5 @@ def _last_figures(log: Path) -> dict:
             values = json.loads(line)
         except json.JSONDecodeError:  # a killed process may leave half a line
             continue
-        wanted = {"step", "train_runtime"} | {name for name in values if re.match("(eval_)?(loss|accuracy)_", name)}
-        found |= {name: values[name] for name in wanted & set(values)}
+        found |= {name: value for name, value in values.items() if FIGURE.fullmatch(name)}
     return found

@@ -186,7 +186,11 @@ def _contents(config, folder, form) -> str:
     if isinstance(config, MagnetLlamaConfig) and form != "generator":
         offsets = ", ".join(map(str, config.infill_free_offsets))
         exact = "gaps of a given length only (`length=`)"
-        lines += [f"gaps of free length, up to {offsets} tokens, or of a given one" if _ends_gaps(config) else exact]
+        lines += [
+            f"gaps of free length, up to {offsets} tokens at a time, or of a given one"
+            if _ends_gaps(config)
+            else exact
+        ]
     sentences = folder / "config_sentence_transformers.json"
     if sentences.is_file():
         pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))["pooling_mode"]

@@ -32,7 +32,7 @@ def test_a_final_file_is_never_seen_in_part(tmp_path, monkeypatch):
     assert export.UNFINISHED not in names and {"1_Pooling", "README.md", WEIGHTS} <= names
     before = (tmp_path / WEIGHTS).read_bytes()
 
-    def fail(config, folder):
+    def fail(config, folder, **kwargs):
         assert (folder / WEIGHTS).is_file() and (tmp_path / WEIGHTS).read_bytes() == before
         raise OSError("no more room")
 

@@ -1,0 +1,246 @@
+"""Model cards: what they say of a run, what they must never say, and that their snippets run."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from modeling_magnet import MagnetLlamaConfig
+from modeling_magnet.card_facts import Origin, read_origin
+from modeling_magnet.card_texts import FORMS
+from modeling_magnet.eval_results import Measured, read_eval_results, write_eval_results
+from modeling_magnet.export import save_checkpoint
+from modeling_magnet.model_card import checkpoint_origin, is_generated, refresh_model_card, write_model_card
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "examples" / "assets" / "magnet-tiny"
+CONFIG = MagnetLlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, infill_end_token_id=2)
+SPEARMAN = Measured("sentence-similarity", "STS-B", "spearman", 71.25, "STS", "Spearman x 100", [70.5, 72.0])
+
+
+def run_of(folder: Path, **settings) -> Path:
+    """A folder as `magnet train` leaves it."""
+    folder.mkdir(exist_ok=True)
+    settings = {
+        "train_file": "/home/anna/secret/texts.txt",
+        "learning_rate": 3e-5,
+        "output_dir": str(folder),
+    } | settings
+    (folder / "training_config.yaml").write_text(yaml.safe_dump(settings))
+    lines = [{"step": 20, "loss_mntp": 3.0}, {"step": 40, "loss_mntp": 2.5, "grad_norm": 1.0}]
+    (folder / "train_log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 60, "loss_mn')
+    return folder
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------------------------------- what it says
+
+
+@pytest.mark.parametrize(
+    ("form", "library", "pipeline"),
+    [
+        ("magnet", "transformers", "text-generation"),
+        ("merged", "transformers", "text-generation"),
+        ("encoder", "sentence-transformers", "sentence-similarity"),
+        ("generator", "transformers", "text-generation"),
+        ("adapter", "peft", "text-generation"),
+    ],
+)
+def test_metadata_of_each_form(tmp_path, form, library, pipeline):
+    origin = Origin(base_model="HuggingFaceTB/SmolLM2-135M", license="apache-2.0", language="en", datasets=["a/b"])
+    write_model_card(CONFIG, tmp_path, form, origin, repo_id="anna/tiny")
+    card = ModelCard.load(tmp_path / "README.md")
+    data = card.data.to_dict()
+    assert (data["library_name"], data["pipeline_tag"]) == (library, pipeline)
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M" and data["datasets"] == ["a/b"]
+    assert data["base_model_relation"] == ("adapter" if form == "adapter" else "finetune")
+    assert (data["license"], data["language"]) == ("apache-2.0", "en")
+    assert "magnet" in data["tags"] and ("custom_code" in data["tags"]) is (form not in ("encoder", "generator"))
+    assert "https://arxiv.org/abs/2501.08648" in card.text and '"anna/tiny"' in card.text
+    assert ("trust_remote_code=True)" in card.text) is (form not in ("encoder", "generator"))
+
+
+def test_another_form_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="form='onnx': must be one of magnet, merged"):
+        write_model_card(CONFIG, tmp_path, "onnx")
+
+
+def test_a_hub_base_and_hub_data_are_named(tmp_path):
+    run = run_of(tmp_path / "run", model_name_or_path="HuggingFaceTB/SmolLM2-135M", train_file="wiki/text:en@v1")
+    write_model_card(CONFIG, tmp_path, origin=read_origin(run))
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.base_model, data.datasets) == ("HuggingFaceTB/SmolLM2-135M", ["wiki/text"])
+    text = text_of(tmp_path)
+    assert "https://huggingface.co/HuggingFaceTB/SmolLM2-135M" in text and "`wiki/text:en@v1`" in text
+    assert "| learning_rate | 3e-05 |" in text and "step 40, loss_mntp 2.5" in text and "grad_norm" not in text
+    assert "license" not in data.to_dict() and "Licence: that of the base model." in text
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_local_names_stay_at_home(tmp_path, exists, monkeypatch):
+    base = tmp_path / "home" / "base"
+    if exists:
+        base.mkdir(parents=True)
+        (base / "README.md").write_text("---\nlicense: llama2\nlanguage: [en, de]\n---\n")
+    run = run_of(
+        tmp_path / "run", model_name_or_path=str(base), pairs_file="/home/anna/pairs.jsonl", hub_token="hf_abc"
+    )
+    write_model_card(CONFIG, tmp_path, origin=read_origin(run))
+    text, data = text_of(tmp_path), ModelCard.load(tmp_path / "README.md").data.to_dict()
+    for leak in (str(tmp_path), "/home", "secret", "anna", "hf_abc"):
+        assert leak not in text
+    assert "base_model" not in data and "a Llama that is not named here" in text
+    assert "`texts.txt`" in text and "`pairs.jsonl`" in text
+    assert data.get("license") == ("llama2" if exists else None)
+    assert data.get("language") == (["en", "de"] if exists else None)
+
+
+def test_a_relative_folder_is_no_hub_id(tmp_path, monkeypatch):
+    """`runs/base` could be either; where there is such a folder, it is that."""
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert read_origin(run_of(tmp_path / "run", model_name_or_path="runs/base")).base_model is None
+
+
+def test_what_was_known_survives_elsewhere(tmp_path, monkeypatch):
+    """Refreshed where `runs/base` is no folder, the card still names no base; what is made of it inherits its facts."""
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    (tmp_path / "runs" / "base" / "README.md").write_text("---\nlicense: llama2\n---\n")
+    monkeypatch.chdir(tmp_path)
+    run = run_of(tmp_path / "run", model_name_or_path="runs/base")
+    CONFIG.save_pretrained(run)
+    write_model_card(CONFIG, run, origin=read_origin(run))
+    monkeypatch.chdir("/")
+    assert refresh_model_card(run, repo_id="anna/tiny")
+    data = ModelCard.load(run / "README.md").data
+    assert data.base_model is None and data.license == "llama2" and '"anna/tiny"' in text_of(run)
+    made = tmp_path / "made"
+    made.mkdir()
+    write_model_card(CONFIG, made, "encoder", origin=checkpoint_origin(run))
+    assert ModelCard.load(made / "README.md").data.license == "llama2" and "3e-05" in text_of(made)
+
+
+@pytest.mark.parametrize("content", ["no yaml at all", "---\n- a list\n---\n", "---\n: [\n---\n"])
+def test_a_base_with_a_broken_card_is_a_base_without(tmp_path, content):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text(content)
+    assert read_origin(run_of(tmp_path / "run", model_name_or_path=str(base))).license is None
+
+
+# ------------------------------------------------------------------------------------------ overwritten, or left alone
+
+
+def test_an_edited_card_is_left_alone(tmp_path):
+    CONFIG.save_pretrained(tmp_path)
+    write_model_card(CONFIG, tmp_path)
+    assert is_generated(tmp_path) and refresh_model_card(tmp_path) and is_generated(tmp_path)
+    mine = text_of(tmp_path).replace("## Results", "I tried it and it is fine.\n\n## Results")
+    (tmp_path / "README.md").write_text(mine)
+    assert not is_generated(tmp_path) and not refresh_model_card(tmp_path)
+    assert text_of(tmp_path) == mine
+    assert checkpoint_origin(tmp_path) == Origin()  # what others wrote is not taken over as known
+
+
+def test_a_refreshed_card_keeps_form_and_name(tmp_path):
+    CONFIG.save_pretrained(tmp_path)
+    write_model_card(CONFIG, tmp_path, "merged", repo_id="anna/tiny")
+    assert refresh_model_card(tmp_path)
+    assert FORMS["merged"].title in text_of(tmp_path) and '"anna/tiny"' in text_of(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- measured figures
+
+
+def test_measured_figures_stand_in_table_and_model_index(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    CONFIG.save_pretrained(tmp_path)
+    write_eval_results(tmp_path, [SPEARMAN])
+    write_eval_results(
+        tmp_path, [Measured("text-generation", "stories", "perplexity", 12.5, command="magnet evaluate")]
+    )
+    assert refresh_model_card(tmp_path, repo_id="anna/tiny")
+    results = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert [(each.task_type, each.metric_value) for each in results] == [
+        ("sentence-similarity", 71.25),
+        ("text-generation", 12.5),
+    ]
+    text = text_of(tmp_path)
+    assert "| STS | STS-B | Spearman x 100 | 71.25 (70.5 to 72) |" in text and "```bash\nmagnet evaluate\n```" in text
+    write_eval_results(tmp_path, [Measured("text-generation", "stories", "perplexity", 11.0)])  # measured anew
+    assert [each.value for each in read_eval_results(tmp_path)] == [71.25, 11.0]
+
+
+def test_figures_of_other_weights_are_left_out(tmp_path, caplog):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    write_eval_results(tmp_path, [SPEARMAN])
+    (tmp_path / "model.safetensors").write_bytes(b"trained further")
+    assert read_eval_results(tmp_path) == [] and "measured with other weights" in caplog.text
+    write_model_card(CONFIG, tmp_path)
+    assert "71.25" not in text_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": float("nan")}, "value=nan"),
+        ({"value": "71"}, "value='71'"),
+        ({"interval": [1.0]}, r"interval=\[1.0\]"),
+        ({"metric": ""}, "metric=''"),
+        ({"dataset_name": "/home/anna/sts.tsv"}, "dataset_name='/home/anna/sts.tsv': names a path"),
+        ({"command": "magnet evaluate --data '/home/x'"}, "command=.*names a path"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Measured(**SPEARMAN.__dict__ | change)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weights": {}}', '{"weights": {}, "results": [{"f1": 1}]}'])
+def test_a_file_of_another_form_is_named(tmp_path, content):
+    (tmp_path / "eval_results.json").write_text(content)
+    with pytest.raises(ValueError, match="eval_results.json: not of the form"):
+        read_eval_results(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ the shipped checkpoint
+
+
+def test_the_shipped_card_is_of_this_clone():
+    """Figures and settings come from files that scripts wrote; run examples/refresh_assets.py."""
+    refresh = runpy.run_path(str(ROOT / "examples" / "refresh_assets.py"))
+    assert is_generated(SHIPPED)
+    assert read_eval_results(SHIPPED) == refresh["measured"]()
+    text = text_of(SHIPPED)
+    assert "| max_steps | 3800 |" in text and "`pairs.jsonl`" in text
+    assert all(each.shown in text for each in refresh["measured"]())
+    assert re.findall(r"/(?:home|work|root|tmp)/\S*", text) == []
+
+
+# ------------------------------------------------------------------------------------------------------- snippets run
+
+
+def test_snippets_run_where_the_project_is_not_installed(tmp_path, text_magnet, tokenizer):
+    model = text_magnet()
+    save_checkpoint(model, tokenizer, tmp_path / "magnet")
+    exact = text_magnet(infill_end_token_id=None)
+    save_checkpoint(exact, tokenizer, tmp_path / "exact")
+    write_model_card(exact.config, tmp_path / "exact", "merged")
+    folders = [str(tmp_path / name) for name in ("magnet", "exact")]
+    settings = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | settings
+    command = [sys.executable, "-I", str(ROOT / "tests" / "run_card.py"), *folders]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("== ") == 4 and done.stdout.count("(2, 64)") == 4
+    assert "Tom was hungry. " in done.stdout
