@@ -1,18 +1,25 @@
-"""magnet paraphrase --model_name_or_path prithivida/parrot_paraphraser_on_T5 --input texts.txt --output pairs.jsonl"""
+"""magnet paraphrase: sentence pairs for training, made of plain text by any sequence-to-sequence model.
+
+    magnet paraphrase --model_name_or_path prithivida/parrot_paraphraser_on_T5 --prefix "paraphrase: " \\
+        --input texts.txt --output pairs.jsonl
+
+An interrupted run goes on where it was when it is started again.
+"""
 
 import logging
-import sys
 
 
 def main(args: list[str]) -> None:
+    if {"-h", "--help"} & set(args):
+        from magnet_train.help import help_of
+        from magnet_train.paraphrase_arguments import ParaphraseArguments
+
+        return print(f"usage: magnet paraphrase [--name value ...]\n\n{__doc__}\n{help_of(ParaphraseArguments)}")
     from transformers import HfArgumentParser
 
     from magnet_train.paraphrase import ParaphraseArguments, paraphrase
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = HfArgumentParser(ParaphraseArguments, prog="magnet paraphrase", allow_abbrev=False)
-    try:
-        (arguments,) = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
-        paraphrase(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"magnet paraphrase: {error}")
+    (arguments,) = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    paraphrase(arguments)

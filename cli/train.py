@@ -1,7 +1,24 @@
 """magnet train --config default --model_name_or_path HuggingFaceTB/SmolLM2-135M --train_file texts.txt ..."""
 
+OTHERS = """Also all of transformers' TrainingArguments: --help_all lists and explains them."""
+
 
 def main(args: list[str]) -> None:
-    from magnet_train.run import main as run
+    if {"-h", "--help"} & set(args):
+        from magnet_train.help import train_help
+
+        return print(train_help(OTHERS))
+    if "--help_all" in args:
+        return print(help_all())
+    from magnet_train.run import run
 
     run(args)
+
+
+def help_all() -> str:
+    """Importing TrainingArguments takes seconds, which is why `--help` leaves them out."""
+    from transformers import TrainingArguments
+
+    from magnet_train.help import help_of, train_help
+
+    return train_help(f"transformers' {help_of(TrainingArguments)}")

@@ -1,31 +1,86 @@
-"""The `magnet` command: help, unknown commands, and what it does not import."""
+"""The `magnet` command: help, how it ends, and what it does not import."""
 
+import importlib
+import io
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from magnet_cli.ending import redacted, take_debug
 from magnet_cli.main import COMMANDS, main
+
+MAGNET = Path(sys.executable).with_name("magnet")
+PRESENT = [name for name in COMMANDS if importlib.util.find_spec(f"magnet_cli.{name}")]
+
+
+def printed_by(args, capsys) -> str:
+    try:
+        main(args)
+    except SystemExit as end:
+        assert not end.code
+    return capsys.readouterr().out
+
+
+def failing(monkeypatch, error):
+    """Makes `magnet encode` raise this."""
+
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr("magnet_cli.encode.main", fail)
+
+
+# ----------------------------------------------------------------------------------------------------------------- help
 
 
 def test_help_names_every_command(capsys):
-    main(["--help"])
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in COMMANDS)
+    printed = printed_by(["--help"], capsys)
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+    assert printed_by([], capsys) == printed
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_help_of_a_command_has_an_example(name, capsys):
+    printed = printed_by([name, "--help"], capsys)
+    assert f"\n    magnet {name}" in printed or f"\n  magnet {name}" in printed
+    assert "usage: magnet" in printed
+
+
+def test_help_imports_nothing_heavy():
+    """In one process after another; the limit on the time is generous, for machines that do other things as well."""
+    code = "import sys; from magnet_cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: assert not e.code\n"
+    code += "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'modeling_magnet', 'huggingface_hub'} & set(sys.modules)"
+    code += "\nassert not heavy, heavy"
+    for args in ([], ["--version"], *([name, "--help"] for name in PRESENT)):
+        began = time.process_time(), os.times().children_user + os.times().children_system
+        subprocess.run([sys.executable, "-c", code, *args], check=True, stdout=subprocess.DEVNULL)
+        assert os.times().children_user + os.times().children_system - began[1] < 0.5, args
+
+
+def test_help_all_explains_what_transformers_adds(capsys):
+    printed = printed_by(["train", "--help_all"], capsys)
+    assert "  --gradient_checkpointing " in printed and "  --lambda_msg " in printed
+    assert "  --ddp_timeout " not in printed_by(["train", "--help"], capsys)
+
+
+def test_version(capsys):
+    assert printed_by(["--version"], capsys).startswith("magnet-llm 0.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_unknown_command_names_the_known_ones():
-    with pytest.raises(SystemExit, match="no command 'trian'. Known: demo, train"):
+    with pytest.raises(SystemExit, match="magnet: error: no command 'trian'. Known: demo, train"):
         main(["trian"])
 
 
-def test_help_imports_no_torch():
-    code = "import sys; from magnet_cli.main import main; main(['--help']); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_train_reports_a_wrong_setting_in_one_line():
-    with pytest.raises(SystemExit, match="magnet train: gap_layout='mxied': must be 'exact' or 'mixed'"):
+    with pytest.raises(SystemExit, match="^magnet train: error: gap_layout='mxied': must be 'exact' or 'mixed'"):
         main(["train", "--model_name_or_path", "x", "--train_file", "y", "--gap_layout", "mxied"])
 
 
@@ -33,3 +88,84 @@ def test_demo_outside_a_clone_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="Run it from the root of a clone"):
         main(["demo"])
+
+
+@pytest.mark.parametrize("args", [["infill", "a <|gap|> b", "--lenght", "3"], ["encode", "--dtype", "int8"]])
+def test_wrong_usage_ends_with_2(args, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(args)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: magnet ")
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("x=0: must be\npositive."), "magnet encode: error: x=0: must be positive."),
+        (FileNotFoundError(2, "No such file", "a.txt"), "magnet encode: error: [Errno 2] No such file: 'a.txt'"),
+        (
+            KeyError("a"),
+            "magnet encode: error: KeyError: 'a' (not foreseen; run again with --debug for the traceback)",
+        ),
+        (ValueError(), "magnet encode: error: ValueError:  (not foreseen; run again with --debug for the traceback)"),
+    ],
+)
+def test_errors_take_one_line(error, line, monkeypatch):
+    failing(monkeypatch, error)
+    with pytest.raises(SystemExit) as end:
+        main(["encode"])
+    assert end.value.code == line
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    failing(monkeypatch, ValueError("x=0: hf_abcdefghijklmnopqrstuvwxyz is no number."))
+    for args in (["encode", "--debug"], ["--debug", "encode"]):
+        with pytest.raises(SystemExit) as end:
+            main(args)
+        printed = capsys.readouterr().err
+        assert end.value.code == 1 and "Traceback" in printed and "x=0: *** is no number." in printed
+
+
+def test_ctrl_c_is_quiet(monkeypatch, capsys):
+    failing(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(SystemExit) as end:
+        main(["encode"])
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_debug_of_transformers_and_text_stay():
+    assert take_debug(["train", "--debug", "underflow_overflow"]) == (
+        ["train", "--debug", "underflow_overflow"],
+        False,
+    )
+    assert take_debug(["infill", "--", "--debug"]) == (["infill", "--", "--debug"], False)
+
+
+def test_tokens_are_never_shown(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "from-the-environment")
+    args = ["push", "--token", "as-a-flag", "--hub_token=with-equals", "--gap_token", "gap"]
+    text = "from-the-environment as-a-flag with-equals gap hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345 hf_transfer"
+    assert redacted(text, args) == "*** *** *** gap *** hf_transfer"
+    with pytest.raises(SystemExit):
+        main(["encode", "--tokn", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345"])
+    assert "hf_Ab" not in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- real processes
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    command = f"'{MAGNET}' train --help | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].startswith("usage: magnet train")
+    assert done.stdout.splitlines()[-1] in ("0", "141")  # 0 where all was written before head left
+    assert done.stderr == ""
+
+
+def test_output_is_utf8_whatever_the_locale(monkeypatch):
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    monkeypatch.setattr("magnet_cli.encode.main", lambda args: print("日本 é"))
+    main(["encode"])
+    assert sys.stdout.buffer.getvalue().decode("utf-8") == "日本 é\n"

@@ -11,15 +11,12 @@ from textwrap import fill
 import yaml
 from transformers import HfArgumentParser
 
-import configuration_magnet
-
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
 from .checks import check_arguments
+from .help import OWN_NAMES, RECIPES, recipe_names, train_help
 
-RECIPES = Path(configuration_magnet.__file__).parent / "recipes"
 ARGUMENTS = (ModelArguments, DataArguments, ViewArguments, MagnetTrainingArguments)
 NAMES = [field.name for cls in ARGUMENTS for field in dataclasses.fields(cls)]
-OWN_NAMES = [name for cls in ARGUMENTS for name in vars(cls)["__annotations__"]]  # without TrainingArguments' others
 
 
 def parse(args: list[str] | None = None) -> tuple:
@@ -73,10 +70,6 @@ def parse_with_sources(args: list[str] | None = None) -> tuple:
     parsed = parser.parse_dict(vars(values), allow_extra_keys=True)
     check_arguments(*parsed)
     return *parsed, sources
-
-
-def recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def read_recipe(config: str) -> dict:
@@ -173,24 +166,5 @@ class _Parser(argparse.ArgumentParser):
 class _ArgumentsParser(_Parser, HfArgumentParser):
     def format_help(self) -> str:
         """Our arguments with their meaning; of [`TrainingArguments`] the names."""
-        recipes = fill(f"Recipes: {', '.join(recipe_names())}, or a YAML file. Flags win over them.", 119)
         others = fill(", ".join(name for name in NAMES if name not in OWN_NAMES), 119, break_on_hyphens=False)
-        return "\n\n".join(
-            [
-                "usage: magnet train [--config RECIPE] [--name value ...]",
-                recipes,
-                *(_help_of(cls) for cls in ARGUMENTS),
-                f"Also, as transformers' TrainingArguments explains them:\n{others}\n",
-            ]
-        )
-
-
-def _help_of(cls) -> str:
-    lines = [cls.__doc__.strip().splitlines()[0]]
-    for field in dataclasses.fields(cls):
-        if field.name in OWN_NAMES:
-            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            default = "required" if default is dataclasses.MISSING else f"default: {default}"
-            text = f"{field.metadata['help']} ({default})"
-            lines.append(fill(text, 119, initial_indent=f"  --{field.name:28} ", subsequent_indent=" " * 33))
-    return "\n".join(lines)
+        return train_help(f"Also, as transformers' TrainingArguments explains them:\n{others}\n")

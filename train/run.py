@@ -30,20 +30,32 @@ logger = logging.getLogger(__name__)
 
 
 def main(args: list[str] | None = None) -> None:
-    """`magnet train`: what is wrong with settings, data or disk is told in one line."""
+    """`python -m magnet_train`: what is wrong with settings, data or disk is told in one line."""
     try:
-        *arguments, sources = parse_with_sources(args)
-        if arguments[3].process_index == 0:
-            logging.basicConfig(format="%(message)s")
-            logging.getLogger(__package__).setLevel(logging.INFO)  # what is in the data, which checkpoint is taken
-            print(describe(arguments, sources), flush=True)
+        run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        logger.debug("where it happened:", exc_info=True)
+        sys.exit(f"magnet train: {error}")
+
+
+def run(args: list[str] | None = None) -> None:
+    """
+    `magnet train`.
+
+    Raises:
+        `ValueError`, `OSError` or `FloatingPointError` for what is wrong with settings, data or disk; `SystemExit` with
+        130 after a second Ctrl-C.
+    """
+    *arguments, sources = parse_with_sources(args)
+    if arguments[3].process_index == 0:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger(__package__).setLevel(logging.INFO)  # what is in the data, which checkpoint is taken
+        print(describe(arguments, sources), flush=True)
+    try:
         if not arguments[3].estimate:
             train(*arguments, sources=sources)
         elif arguments[3].process_index == 0:
             print(estimate(*arguments))
-    except (ValueError, OSError, FloatingPointError) as error:
-        logger.debug("where it happened:", exc_info=True)
-        sys.exit(f"magnet train: {error}")
     except KeyboardInterrupt:
         print(
             "magnet train: left at once; --resume true goes on from the newest complete checkpoint.", file=sys.stderr

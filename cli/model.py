@@ -1,0 +1,83 @@
+"""The checkpoint a command works with: its flags, and loading it."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+SHIPPED = Path(__file__).resolve().parents[1] / "examples" / "assets" / "magnet-tiny"  # in a clone only
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def add_model_flags(parser, dtype: str = "auto") -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model_name_or_path",
+        help="checkpoint: a folder or a Hub id (default: the environment variable MAGNET_MODEL; in a clone of the "
+        "repository, its examples/assets/magnet-tiny)",
+    )
+    group.add_argument("--revision", help="commit, branch or tag of a Hub id")
+    group.add_argument("--dtype", default=dtype, choices=("auto", "float32", "bfloat16", "float16"))
+    group.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 ...")
+
+
+def chosen_model(given: str | None) -> str:
+    """
+    The flag, else MAGNET_MODEL, else the shipped checkpoint of a clone.
+
+    Raises:
+        `ValueError` where there is none, or a path that leads nowhere.
+    """
+    path = given or os.environ.get("MAGNET_MODEL")
+    if not path:
+        if not SHIPPED.is_dir():
+            raise ValueError(
+                "model_name_or_path: not given. Pass --model_name_or_path FOLDER_OR_HUB_ID, or set MAGNET_MODEL."
+            )
+        print("no --model_name_or_path: taking examples/assets/magnet-tiny (3 M parameters)", file=sys.stderr)
+        return str(SHIPPED)
+    if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
+        raise ValueError(f"model_name_or_path={path!r}: no such folder, and no Hub id. Name one that exists.")
+    return path
+
+
+def load_magnet(options):
+    """A MAGNET model in eval mode, and its tokenizer. No code of the checkpoint is run: ours is installed."""
+    model, tokenizer = load_causal(options)
+    if model.config.model_type != "magnet_llama":
+        raise ValueError(
+            f"model_name_or_path={model.name_or_path!r}: is a {model.config.model_type} checkpoint, no MAGNET one. "
+            "Adapt it with magnet train; an exported encoder is for SentenceTransformer."
+        )
+    return model, tokenizer
+
+
+def load_causal(options):
+    """Any causal language model in eval mode, and its tokenizer."""
+    path, hub = chosen_model(options.model_name_or_path), {"revision": options.revision, "trust_remote_code": False}
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+    import modeling_magnet  # noqa: F401 - registers MAGNET with the Auto classes
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    device = torch_device(options.device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype, **hub)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model_name_or_path={path!r}: {error}") from error
+    return model.to(device).eval(), tokenizer
+
+
+def torch_device(name: str):
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name!r}: cannot be used ({reason}). Leave it out for the best there is.") from None
+    return torch.device(name)

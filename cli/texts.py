@@ -1,0 +1,73 @@
+"""The texts a command reads: its arguments, a file, or standard input; one by one, each with the place it stands at."""
+
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Text(NamedTuple):
+    text: str
+    origin: str  # "texts.txt:17"
+
+
+def add_text_flags(parser, what: str) -> None:
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help=what)
+    parser.add_argument(
+        "--input",
+        help="read the texts from this: .txt (one a line), .jsonl, either .gz, .parquet, a folder of these, or a Hub "
+        "data set; - is standard input, which is also read where nothing is named",
+    )
+    parser.add_argument("--text_column", default="text", help="column with the text (default: text)")
+
+
+def read_texts(options) -> Iterator[Text]:
+    """
+    The texts, read as they are asked for. A line ends at a line feed (or CR LF), which is not part of it.
+
+    Raises:
+        `ValueError` for no input, two, or one that is not there; while reading, with file and line, for what is no text.
+    """
+    if options.texts and options.input:
+        raise ValueError(f"input={options.input!r}: texts are given as arguments too. Leave one out.")
+    if options.texts:
+        return (Text(text, f"argument {n}") for n, text in enumerate(options.texts, start=1))
+    if options.input in (None, "-"):
+        if options.input is None and sys.stdin.isatty():
+            raise ValueError("no texts. Give them as arguments, name a file with --input, or pipe them in.")
+        return stdin_texts()
+    from magnet_train.reading import list_files
+
+    list_files(options.input)  # before a model is loaded
+    return file_texts(options.input, options.text_column)
+
+
+def stdin_texts() -> Iterator[Text]:
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"stdin:{number}: no UTF-8 (byte {error.start}: {error.reason}). Convert it.") from None
+        yield Text(text.removesuffix("\n").removesuffix("\r"), f"stdin:{number}")
+
+
+def file_texts(source: str, column: str) -> Iterator[Text]:
+    from magnet_train.reading import problem_of, read_records
+
+    for record in read_records(source, [column]):
+        if record.problem:
+            raise ValueError(f"{record.origin}: {record.problem}. Mend the row.")
+        if column not in record.values:  # a blank line between JSON objects
+            continue
+        if problem := problem_of(record.values[column]):
+            raise ValueError(f"{record.origin}: {column!r} {problem}. Mend the row.")
+        yield Text(record.values[column], record.origin)
+
+
+def in_batches(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
+    """Lists of `size` texts, the last of fewer."""
+    if size < 1:
+        raise ValueError(f"batch_size={size}: must be at least 1.")
+    texts = iter(texts)
+    while batch := list(itertools.islice(texts, size)):
+        yield batch
