@@ -27,11 +27,7 @@ class EncodingMixin:
         Returns:
             `torch.Tensor` of shape `(batch, d)`.
         """
-        if self.config.pooling == "mean":
-            weights = attention_mask[..., None].to(hidden_states.dtype)  # (B, L, 1)
-            return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
-        last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)  # (B,)
-        return hidden_states[torch.arange(len(last), device=last.device), last]
+        return pooled(hidden_states, attention_mask, self.config.pooling)
 
     @torch.no_grad()
     def encode(
@@ -169,6 +165,15 @@ class EncodingMixin:
             ids, mask = ids.to(self.device), mask.to(self.device)
             outputs = self.model(ids, attention_mask=mask, attention_mode="bidirectional")
             yield chosen, outputs.last_hidden_state, mask
+
+
+def pooled(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Sentence vectors (B, d) from token vectors (B, L, d): the last real token's, or the mean."""
+    if pooling == "mean":
+        weights = attention_mask[..., None].to(hidden_states.dtype)  # (B, L, 1)
+        return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    last = attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)  # (B,)
+    return hidden_states[torch.arange(len(last), device=last.device), last]
 
 
 def _are_words(words) -> bool:

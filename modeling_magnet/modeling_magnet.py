@@ -12,13 +12,12 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, TokenClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .adapter_magnet import adapter_gate, inject_adapter, reset_lora_part
+from .adapter_magnet import adapter_gate, adopt_adapter, freeze_base, inject_adapter, reset_lora_part
 from .attention_magnet import (
     check_span_ids,
     refuse_other_mode_arguments,
@@ -26,6 +25,7 @@ from .attention_magnet import (
     span_attention_rule,
     span_ids_from_mask,
 )
+from .classification_magnet import SequenceClassificationMixin, TokenClassificationMixin
 from .configuration_magnet import MagnetLlamaConfig
 from .encoding_magnet import EncodingMixin
 from .infilling_magnet import InfillingMixin
@@ -37,9 +37,24 @@ class MagnetLlamaPreTrainedModel(LlamaPreTrainedModel):
     config: MagnetLlamaConfig
     config_class = MagnetLlamaConfig
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Loads a checkpoint. Of one with an adapter, only adapter and heads are trainable (`requires_grad`)."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        if model.config.adapter is not None:
+            freeze_base(model)
+        return loaded
+
     def _init_weights(self, module):
         super()._init_weights(module)
         reset_lora_part(module)  # a fresh adapter is the identity
+
+    def load_adapter(self, peft_model_id=None, adapter_name=None, *args, **kwargs):
+        """As in transformers; an adapter exported from a MAGNET checkpoint is off in causal mode, as it was there."""
+        found = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
+        adopt_adapter(self, adapter_name or "default")
+        return found
 
 
 class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
@@ -340,68 +355,20 @@ class MagnetLlamaForCausalLM(InfillingMixin, EncodingMixin, MagnetLlamaPreTraine
         return inputs | {"attention_mode": mode}
 
 
-class MagnetLlamaForTokenClassification(MagnetLlamaPreTrainedModel):
-    """
-    A linear classifier on every token, read from the output one to its left: MNTP trains position i-1 to represent
-    token i (section 4.1). Bidirectional unless the call says otherwise.
-    """
-
+class MagnetLlamaForTokenClassification(TokenClassificationMixin, MagnetLlamaPreTrainedModel):
     def __init__(self, config: MagnetLlamaConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.model = MagnetLlamaModel(config)
-        self.dropout = nn.Dropout(0.1)  # the paper's rate for its word-level tasks
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.add_classifier()
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        attention_mode: str | None = "bidirectional",
-        **kwargs,
-    ) -> TokenClassifierOutput:
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mode=attention_mode,
-            **kwargs,
-        )
-        hidden_states = shift_to_own_token(outputs.last_hidden_state, attention_mask)
-        logits = self.score(self.dropout(hidden_states))  # (B, L, num_labels)
-        loss = None if labels is None else self.loss_function(logits, labels, self.config)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
 
-
-def shift_to_own_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Moves each output one to the right, onto the token it represents; a row's first real token keeps its own."""
-    shifted = torch.cat([hidden_states[:, :1], hidden_states[:, :-1]], dim=1)  # (B, L, d)
-    if attention_mask is None:
-        return shifted
-    left_is_real = torch.nn.functional.pad(attention_mask, (1, 0))[:, :-1].bool()  # (B, L)
-    return torch.where(left_is_real[..., None], shifted, hidden_states)
-
-
-class MagnetLlamaForSequenceClassification(GenericForSequenceClassification, MagnetLlamaPreTrainedModel):
-    """A linear classifier on the last token of each row (append [EOS]). Bidirectional unless the call says otherwise."""
-
+class MagnetLlamaForSequenceClassification(SequenceClassificationMixin, MagnetLlamaPreTrainedModel):
     def __init__(self, config: MagnetLlamaConfig):
-        # GenericForSequenceClassification would call AutoModel.from_config, which fails without trust_remote_code
-        super(GenericForSequenceClassification, self).__init__(config)
-        self.num_labels = config.num_labels
+        super().__init__(config)
         self.model = MagnetLlamaModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.add_classifier()
         self.post_init()
-
-    def forward(self, *args, attention_mode: str | None = "bidirectional", **kwargs):
-        return super().forward(*args, attention_mode=attention_mode, **kwargs)
 
 
 MagnetLlamaModel.register_for_auto_class("AutoModel")
