@@ -1,0 +1,41 @@
+"""magnet export: a checkpoint in one of its forms.
+
+    magnet export --model_name_or_path runs/demo --form encoder --output_dir runs/demo-encoder
+    magnet export --model_name_or_path name/model --form generator --output_dir llama --dtype float16
+
+forms:
+  magnet     all modes, causal mode exactly the base's; remote code
+  merged     all modes, causal mode adapted too, as in the paper; remote code
+  encoder    a stock bidirectional LlamaModel for sentence-transformers, vLLM, TEI, llama.cpp
+  generator  a stock LlamaForCausalLM that computes what causal mode does
+  adapter    a PEFT adapter, and the MAGNET base it goes on
+
+In Python: modeling_magnet.forms.export_checkpoint(). All of it: docs/hub.md.
+"""
+
+import sys
+
+from .parser import Parser
+
+FORMS = ("magnet", "merged", "encoder", "generator", "adapter")
+
+
+def add_form_flags(parser: Parser) -> None:
+    parser.add_argument("--dtype", help="float32, bfloat16, float16 or auto, the checkpoint's own (default)")
+    parser.add_argument(
+        "--base_model_name_or_path", help="form adapter: the MAGNET base it goes on (a folder or Hub id)"
+    )
+
+
+def main(args: list[str]) -> None:
+    parser = Parser("magnet export", __doc__)
+    parser.add_argument("--model_name_or_path", required=True, help="a MAGNET checkpoint, a folder or a Hub id")
+    parser.add_argument("--output_dir", required=True, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--form", choices=FORMS, default="magnet", help="default: magnet")
+    add_form_flags(parser)
+    options = parser.parse_args(args)
+
+    from modeling_magnet.forms import export_checkpoint
+
+    export_checkpoint(**vars(options) | {"dtype": options.dtype or "auto"})
+    print(f"{options.output_dir}: form {options.form}", file=sys.stderr)

@@ -1,0 +1,49 @@
+"""magnet push: a checkpoint to the Hugging Face Hub.
+
+    magnet push --model_name_or_path runs/demo --repo_id name/model --private
+    magnet push --model_name_or_path runs/demo --form encoder --repo_id name/model-encoder
+
+The token is that of `hf auth login` or of HF_TOKEN; it may not stand on the command line. The repository is created if there
+is none, and the model card gets its name. Standard output is the commit's page, whose last part is the hash to pin as
+revision. In Python: modeling_magnet.hub.push_checkpoint().
+"""
+
+import tempfile
+from pathlib import Path
+
+from .export import FORMS, add_form_flags
+from .parser import Parser
+
+
+def main(args: list[str]) -> None:
+    parser = Parser("magnet push", __doc__)
+    parser.add_argument(
+        "--model_name_or_path", required=True, help="the checkpoint's folder; with --form also a Hub id"
+    )
+    parser.add_argument("--repo_id", required=True, help="name/model")
+    parser.add_argument("--form", choices=FORMS, help="export to this form first (default: push the folder as it is)")
+    add_form_flags(parser)
+    parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")
+    parser.add_argument("--revision", help="the branch, created if there is none (default: main)")
+    parser.add_argument("--commit_message")
+    options = parser.parse_args(args)
+    if options.form is None and (options.dtype or options.base_model_name_or_path):
+        parser.error("--dtype and --base_model_name_or_path need --form")
+    if options.form == "adapter" and options.base_model_name_or_path is None:
+        parser.error("--form adapter needs --base_model_name_or_path: push the base first (magnet export writes it)")
+
+    from modeling_magnet.hub import push_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = exported(options, Path(scratch)) if options.form else options.model_name_or_path
+        wanted = {name: getattr(options, name) for name in ("private", "revision", "commit_message")}
+        print(push_checkpoint(folder, options.repo_id, **wanted))
+
+
+def exported(options, scratch: Path) -> Path:
+    from modeling_magnet.forms import export_checkpoint
+
+    folder = scratch / options.form
+    base = options.base_model_name_or_path
+    export_checkpoint(options.model_name_or_path, folder, options.form, options.dtype or "auto", base)
+    return folder
