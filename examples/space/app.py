@@ -1,0 +1,48 @@
+"""A page that shows a MAGNET checkpoint: it fills gaps, embeds, generates, and draws its attention.
+
+    pip install -r requirements.txt
+    MAGNET_MODEL=path/or/hub-id python app.py
+
+Loading runs the Python files of the checkpoint: name one that you trust, and its commit with MAGNET_REVISION.
+"""
+
+import importlib.util
+
+import api
+import attention_tab
+import embed_tab
+import generate_tab
+import gradio as gr
+import infill_tab
+from checkpoint import load
+from messages import told
+
+INTRODUCTION = """# MAGNET
+One set of Llama weights **fills gaps** in text (hybrid attention), **embeds** it (bidirectional) and **generates** it
+(causal) · [paper](https://huggingface.co/papers/2501.08648) · checkpoint: `{name}`, {millions:,.1f} M parameters"""
+TABS = {"Infill": infill_tab, "Embed": embed_tab, "Generate": generate_tab, "Attention": attention_tab}
+THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"])
+CSS = """
+.gradio-container { max-width: 1280px !important; margin: auto !important }
+#alternatives .wrap { flex-direction: column; align-items: stretch }
+#alternatives label { width: 100%; white-space: normal }
+"""
+
+
+def build() -> gr.Blocks:
+    """The page; the model is shared, threads may mix its modes."""
+    checkpoint = load()
+    millions = sum(weight.numel() for weight in checkpoint.model.parameters()) / 1e6
+    with gr.Blocks(title="MAGNET", analytics_enabled=False) as page:
+        gr.Markdown(INTRODUCTION.format(name=checkpoint.name, millions=millions))
+        for name, tab in TABS.items():
+            with gr.Tab(name):
+                tab.build(checkpoint)
+        for function in (api.infill, api.nearest_sentences, api.generate):
+            gr.api(told(function))
+    return page.queue(default_concurrency_limit=2, max_size=40)
+
+
+if __name__ == "__main__":
+    has_mcp = importlib.util.find_spec("mcp") is not None  # gradio[mcp]
+    build().launch(theme=THEME, css=CSS, mcp_server=has_mcp)

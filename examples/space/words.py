@@ -1,0 +1,61 @@
+r"""A text as words that can be clicked: a word becomes a gap, a gap its word again.
+
+A piece is a word with the white space before it, or a marker such as `<|gap|>` or `<|gap:name|>`. Clicked words that
+stand side by side are one gap. `\<|gap|>` is text, as for `infill()`.
+"""
+
+import itertools
+import re
+
+GAP = "<|gap|>"
+MARKER = r"<\|gap(?::[^|<>]*)?\|>"
+PIECE = re.compile(rf"\s*(?:(?<!\\)(?:\\\\)*(?P<marker>{MARKER})|(?:(?!(?<!\\){MARKER})\S)+|\s+$)")
+
+
+def read_pieces(text: str) -> list[dict]:
+    """
+    Cuts a text into pieces; joined, they are the text again.
+
+    Example:
+
+    ```python
+    >>> [piece["text"] for piece in read_pieces("Tom ate. <|gap|> He slept.")]
+    ['Tom', ' ate.', ' <|gap|>', ' He', ' slept.']
+
+    ```
+    """
+    return [
+        {
+            "text": match[0],
+            "shown": match["marker"][2:-2].replace(":", " ") if match["marker"] else match[0].strip(),
+            "marker": match["marker"] is not None,
+            "gap": match["marker"] is not None,
+            "breaks": "\n" in match[0],
+        }
+        for match in PIECE.finditer(text)
+    ]
+
+
+def write_text(pieces: list[dict]) -> str:
+    """The text of pieces, with one marker for each run of gaps: that of the run where it has one, with its name."""
+    text = ""
+    for is_gap, run in itertools.groupby(pieces, key=lambda piece: piece["gap"]):
+        run = list(run)
+        if not is_gap:
+            text += "".join(piece["text"] for piece in run)
+            continue
+        first = run[0]["text"]
+        space = first[: len(first) - len(first.lstrip())]
+        marker = next((piece["text"].lstrip() for piece in run if piece["marker"]), GAP)
+        text += space + marker
+    return text
+
+
+def click(pieces: list[dict], index: int) -> list[dict]:
+    """The pieces after a click on one of them: a word changes sides, a marker, whose words nobody knows, goes."""
+    if not 0 <= index < len(pieces):  # the text changed under a slow click
+        return pieces
+    if pieces[index]["marker"]:
+        return pieces[:index] + pieces[index + 1 :]
+    clicked = pieces[index] | {"gap": not pieces[index]["gap"]}
+    return [*pieces[:index], clicked, *pieces[index + 1 :]]
