@@ -1,0 +1,110 @@
+"""What a user does with it: modes mixed in threads, gaps filled, sentences encoded; and the adapter's gate."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from modeling_magnet import MagnetLlamaConfig
+
+from .checkpoint import MODES, Checkpoint
+from .modes import SLACK, SPANS, apart, perturbed
+from .outcome import Failed, Skipped
+
+THREADS, ROUNDS = 6, 4
+LEFT, RIGHT = "Tom was hungry. ", " He was full."
+
+
+def check_gate(checkpoint: Checkpoint) -> str:
+    """Causal mode is the base bit for bit unless `causal_adapter`; with the adapter on, something else comes out."""
+    if not checkpoint.is_magnet or checkpoint.config.adapter is None:
+        raise Skipped("no adapter: it is merged, or there was none")
+    ids, gated = perturbed(checkpoint), not checkpoint.config.causal_adapter
+    base = base_states(checkpoint, ids)
+    causal = checkpoint.states("causal", ids)
+    if gated and not torch.equal(causal, base):
+        raise Failed(f"causal mode is not the base: states differ by up to {(causal - base).abs().max():.2g}")
+    if not gated and torch.equal(causal, base):
+        raise Failed("causal_adapter=true, but causal mode is the base: the adapter does nothing")
+    on = checkpoint.states("bidirectional", ids)
+    with checkpoint.gate(False):
+        off = checkpoint.states("bidirectional", ids)
+    if torch.equal(on, off):
+        raise Failed("the adapter does nothing: on or off, bidirectional mode computes the same (untrained?)")
+    share = apart(on, off)
+    what = "causal mode is the base, bit for bit" if gated else "the adapter acts in causal mode too"
+    return f"{what}; the adapter moves bidirectional vectors by up to {share:.0%} of their length"
+
+
+@torch.no_grad()
+def base_states(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+    """transformers' own Llama over the same weights without the adapter; nothing is copied."""
+    decoder = checkpoint.decoder
+    own = {*MagnetLlamaConfig.__annotations__, "model_type", "architectures", "auto_map", "transformers_version"}
+    settings = {name: value for name, value in checkpoint.config.to_dict().items() if name not in own}
+    config = LlamaConfig(**settings)
+    config._attn_implementation = checkpoint.model.config._attn_implementation
+    with init_empty_weights(include_buffers=False):
+        base = LlamaForCausalLM(config).model
+    weights = {
+        name.replace(".base_layer.", "."): value
+        for name, value in decoder.state_dict(keep_vars=True).items()
+        if "lora_" not in name
+    }
+    base.load_state_dict(weights, assign=True)
+    base = base.to(checkpoint.device).eval()
+    return base(ids.to(checkpoint.device), use_cache=False).last_hidden_state.float().cpu()
+
+
+def check_threads(checkpoint: Checkpoint) -> str:
+    """Threads that mix modes on one model get what single calls get."""
+    if checkpoint.form == "adapter":
+        raise Skipped("an adapter has no attention of its own")
+    rows, modes = perturbed(checkpoint)[:1], MODES[checkpoint.form]
+    single = {mode: checkpoint.states(mode, rows, spans=SPANS) for mode in modes}
+    jobs = [modes[n % len(modes)] for n in range(THREADS * ROUNDS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda mode: checkpoint.states(mode, rows, spans=SPANS), jobs))
+    for mode, states in zip(jobs, found):
+        difference = apart(states, single[mode])
+        if not difference <= SLACK[checkpoint.model.dtype]:
+            raise Failed(f"{mode} in {THREADS} threads: vectors differ by {difference:.1%} of their length")
+    return f"{len(jobs)} calls in {THREADS} threads, {', '.join(modes)} mixed, as single calls"
+
+
+def check_infill(checkpoint: Checkpoint) -> str:
+    """A gap is filled, and the text around it comes back character by character."""
+    if not checkpoint.is_magnet:
+        raise Skipped(f"form {checkpoint.form} does not fill gaps")
+    model, tokenizer = checkpoint.causal_lm, checkpoint.tokenizer
+    lengths = [4] + (["auto"] if model.config.infill_end_token_id is not None else [])
+    found = []
+    for length in lengths:
+        output = model.infill(
+            f"{LEFT}<|gap|>{RIGHT}", tokenizer, length=length, max_new_tokens=16, do_sample=False, return_dict=True
+        )
+        if not (output.text.startswith(LEFT.rstrip()) and output.text.endswith(RIGHT.lstrip())):
+            raise Failed(f"length={length}: the text around the gap did not come back: {output.text!r}")
+        gap = output.gaps[0]
+        if length == 4 and len(gap.token_ids) != 4:
+            raise Failed(f"length=4: {len(gap.token_ids)} tokens were written")
+        found.append(f"{len(gap.token_ids)} tokens ({gap.finish_reason})")
+    return f"{' and '.join(found)}, the text around them unchanged"
+
+
+def check_encode(checkpoint: Checkpoint) -> str:
+    """Sentence vectors are finite, of length 1, and the same alone and in a batch."""
+    if not checkpoint.is_magnet:
+        raise Skipped(f"form {checkpoint.form}: sentence-transformers encodes with it")
+    texts = ["A cat sleeps.", "Rain fell all day and all night on the roof.", ""]
+    model, tokenizer = checkpoint.causal_lm, checkpoint.tokenizer
+    together = model.encode(texts, tokenizer, show_progress_bar=False)
+    if not np.isfinite(together).all() or not np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-3):
+        raise Failed("a sentence's vector is not finite, or not of length 1")
+    alone = np.stack([model.encode(text, tokenizer) for text in texts])
+    difference = float(np.linalg.norm(together - alone, axis=1).max())
+    if not difference <= SLACK[model.dtype]:
+        raise Failed(f"vectors alone and in a batch differ by {difference:.1%}")
+    return f"vectors of length 1 in {together.shape[1]} dimensions, alone and in a batch"

@@ -1,0 +1,165 @@
+"""What lies in the folder: nothing missing, nothing that leads out of it, nothing that runs when it is only read."""
+
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from transformers.dynamic_module_utils import get_relative_imports
+
+from .checkpoint import Checkpoint
+from .outcome import Failed, Skipped
+
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
+OPAQUE = {".safetensors", ".png", ".gguf"}  # whose first bytes may be anything
+
+
+def files_of(checkpoint: Checkpoint) -> list[Path]:
+    """Every file and link below the folder; linked folders are not entered."""
+    found = []
+    for top, folders, files in os.walk(checkpoint.folder, followlinks=False):
+        linked = [name for name in folders if (Path(top) / name).is_symlink()]
+        found += [Path(top) / name for name in (*files, *linked)]
+    return sorted(found)
+
+
+def check_files(checkpoint: Checkpoint) -> str:
+    """The files that loading needs are there, and not empty."""
+    paths, form = files_of(checkpoint), checkpoint.form
+    needed = {"adapter_config.json"} if form == "adapter" else {"config.json"}
+    needed |= {"tokenizer_config.json", "tokenizer.json"}
+    if form in ("magnet", "merged", "encoder"):
+        needed |= {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
+        needed |= {"1_Pooling/config.json"}
+    needed |= _code_needed(checkpoint) if checkpoint.is_magnet else set()
+    missing = sorted(name for name in needed if not (checkpoint.folder / name).is_file())
+    if not checkpoint.weights:
+        missing.append("model.safetensors")
+    if missing:
+        raise Failed(f"missing: {', '.join(missing)}")
+    empty = [path.name for path in paths if path.is_file() and path.stat().st_size == 0]
+    if empty:
+        raise Failed(f"empty: {', '.join(empty)}")
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    return f"{len(paths)} files, {size / 2**20:,.1f} MiB, form {form}"
+
+
+def _code_needed(checkpoint) -> set[str]:
+    """The files named by `auto_map`, and what they import from each other."""
+    named = checkpoint.settings.get("auto_map") or {}
+    waiting = {f"{str(entry).split('.')[0]}.py" for entry in named.values()} | {"modeling_magnet.py"}
+    needed = set()
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        if (checkpoint.folder / name).is_file():
+            waiting |= {f"{each}.py" for each in get_relative_imports(checkpoint.folder / name)} - needed
+    return needed
+
+
+def check_paths(checkpoint: Checkpoint) -> str:
+    """No link leads out of the folder, and no shard's name does. transformers follows both."""
+    root = checkpoint.folder.resolve()
+    # the Hub's cache links each file of a snapshot to its blob
+    allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+    for path in files_of(checkpoint):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+            raise Failed(f"{path.relative_to(checkpoint.folder)} is a link that leads out of the folder")
+    shards = 0
+    for index in sorted(checkpoint.folder.glob("*.index.json")):
+        content = checkpoint.read_json(index.name)
+        names = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(names, dict) or not names:
+            raise Failed(f"{index.name} has no weight_map")
+        for name in sorted(set(map(str, names.values()))):
+            _check_shard(checkpoint, index.name, name)
+            shards += 1
+    return f"no links out of the folder; {shards} shards named by an index" if shards else "no links out of the folder"
+
+
+def _check_shard(checkpoint, index, name) -> None:
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if posix.is_absolute() or windows.is_absolute() or windows.drive:
+        raise Failed(f"{index} names a shard by an absolute path: {name!r}")
+    if ".." in posix.parts or ".." in windows.parts:
+        raise Failed(f"{index} names a shard outside the folder: {name!r}")
+    if len(windows.parts) != 1 or not name.endswith(".safetensors"):
+        raise Failed(f"{index} names a shard that is no safetensors file beside it: {name!r}")
+    if not (checkpoint.folder / name).is_file():
+        raise Failed(f"{index} names {name!r}, which is missing")
+
+
+def check_pickles(checkpoint: Checkpoint) -> str:
+    """No file that runs code when it is read: by name, and by first bytes."""
+    found = [path for path in files_of(checkpoint) if path.is_file() and (path.suffix in PICKLES or _is_pickle(path))]
+    if found:
+        names = ", ".join(path.relative_to(checkpoint.folder).as_posix() for path in found)
+        raise Failed(f"{names}: may run code when read. Keep it off the Hub; weights belong into safetensors")
+    return "safetensors, JSON and text only"
+
+
+def _is_pickle(path) -> bool:
+    if path.suffix in OPAQUE:
+        return False
+    with path.open("rb") as file:
+        first = file.read(4)
+    return first[:1] == b"\x80" and first[1:2] in b"\x02\x03\x04\x05" and len(first) > 1 or first == b"PK\x03\x04"
+
+
+def check_config(checkpoint: Checkpoint) -> str:
+    """The settings can be read, and none widens what may run."""
+    _no_widening(checkpoint)
+    if checkpoint.form == "adapter":
+        return f"an adapter for {checkpoint.read_json('adapter_config.json').get('base_model_name_or_path')!r}"
+    try:
+        config = checkpoint.config
+    except Skipped:
+        raise
+    except Exception as error:
+        raise Failed(f"config.json: {' '.join(str(error).split())}") from None
+    if checkpoint.form == "encoder":
+        _check_encoder_keys(checkpoint)
+    return f"{type(config).__name__}, {checkpoint.architecture}"
+
+
+def _no_widening(checkpoint) -> None:
+    for path in files_of(checkpoint):
+        if path.suffix == ".json" and path.is_file() and path.name != "tokenizer.json":
+            name = path.relative_to(checkpoint.folder).as_posix()
+            for key, value in _pairs(checkpoint.read_json(name)):
+                if key == "trust_remote_code" and value:
+                    raise Failed(f"{name} sets trust_remote_code: no file may")
+                if key == "_attn_implementation_internal" or (key == "attn_implementation" and "/" in str(value)):
+                    raise Failed(f"{name} sets {key}={value!r}, which names code elsewhere")
+                if key == "auto_map":
+                    _check_auto_map(checkpoint, name, value)
+    if (checkpoint.folder / "modules.json").is_file():
+        for module in checkpoint.read_json("modules.json"):
+            if not str(module.get("type")).startswith("sentence_transformers."):
+                raise Failed(f"modules.json names {module.get('type')!r}, which is no module of sentence-transformers")
+
+
+def _pairs(node):
+    if isinstance(node, dict):
+        yield from node.items()
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _pairs(child)
+
+
+def _check_auto_map(checkpoint, name, value) -> None:
+    if name != "config.json" or not checkpoint.is_magnet:
+        raise Failed(f"{name} has an auto_map: this form loads no code from there")
+    for entry in value.values() if isinstance(value, dict) else [value]:
+        file = f"{str(entry).split('.')[0]}.py"
+        if "--" in str(entry) or not (checkpoint.folder / file).is_file():
+            raise Failed(f"{name}: auto_map names {entry!r}, which is no file of this folder")
+
+
+def _check_encoder_keys(checkpoint) -> None:
+    """What transformers, vLLM, llama.cpp (is_causal) and TEI (the others) read."""
+    expected = {"is_causal": False, "use_bidirectional_attention": True}
+    for key, value in expected.items():
+        if checkpoint.settings.get(key) is not value:
+            raise Failed(
+                f"config.json has {key}={checkpoint.settings.get(key)!r}: an encoder needs {str(value).lower()}"
+            )
+    if "rope_theta" not in checkpoint.settings:
+        raise Failed("config.json has no rope_theta at its top level, where text-embeddings-inference reads it")

@@ -1,0 +1,106 @@
+"""The tokens that mean something: inside the vocabulary, distinct where they must be, and put where they belong."""
+
+from safetensors import safe_open
+
+from modeling_magnet.decoding_magnet import end_twins
+
+from .checkpoint import TOKENIZER_SETTINGS, Checkpoint
+from .outcome import Failed, Skipped
+
+SENTENCES = "sentence_bert_config.json"
+ROWS = ("model.embed_tokens.weight", "embed_tokens.weight")
+
+
+def check_tokens(checkpoint: Checkpoint) -> str:
+    """Mask, END, bos, eos and pad are tokens of the vocabulary, the tokenizer's are the model's, and rows are enough."""
+    config = checkpoint.settings if checkpoint.form == "adapter" else checkpoint.config.to_dict()
+    checkpoint.refuse_unsound()
+    if checkpoint.form == "adapter":
+        raise Skipped("an adapter has no vocabulary of its own")
+    tokenizer, rows = checkpoint.tokenizer, embedding_rows(checkpoint)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "infill_end_token_id")
+    ids = {name: config.get(name) for name in names if config.get(name) is not None}
+    for name, value in ids.items():
+        for token in value if isinstance(value, list) else [value]:
+            if not 0 <= token < rows:
+                raise Failed(f"config.json has {name}={token}, outside the {rows} rows of the embedding")
+    if len(tokenizer) > rows:
+        raise Failed(f"the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        theirs, ours = getattr(tokenizer, name), ids.get(name)
+        if theirs is not None and ours is not None and theirs not in (ours if isinstance(ours, list) else [ours]):
+            raise Failed(f"{name} is {theirs} in the tokenizer, {ours} in config.json")
+    _check_own_tokens(ids, tokenizer)
+    return f"{len(tokenizer)} tokens, {rows} rows; " + ", ".join(f"{name[:-9]} {value}" for name, value in ids.items())
+
+
+def embedding_rows(checkpoint: Checkpoint) -> int:
+    for path in checkpoint.weights:
+        with safe_open(path, framework="pt") as file:
+            for name in set(ROWS) & set(file.keys()):
+                return file.get_slice(name).get_shape()[0]
+    raise Failed("the weights have no embedding")
+
+
+def _check_own_tokens(ids, tokenizer) -> None:
+    mask, end = ids.get("mask_token_id"), ids.get("infill_end_token_id")
+    control = set(tokenizer.all_special_ids)
+    if mask is not None and mask in control:
+        raise Failed(f"mask_token_id={mask} is the control token {tokenizer.convert_ids_to_tokens(mask)!r}")
+    if end is not None and end != tokenizer.eos_token_id:
+        raise Failed(f"infill_end_token_id={end} is not the tokenizer's eos_token_id={tokenizer.eos_token_id}")
+    if end is not None and end == tokenizer.bos_token_id:
+        raise Failed(f"infill_end_token_id={end} is bos_token_id too: a gap would begin with its end")
+
+
+def check_end_twins(checkpoint: Checkpoint) -> str:
+    """How many tokens have END's output row; infill() counts what they have together as END's."""
+    model = checkpoint.causal_lm if checkpoint.is_magnet else None
+    if model is None or model.config.infill_end_token_id is None:
+        raise Skipped("gaps end at a given length only")
+    end = model.config.infill_end_token_id
+    twins = end_twins(model, end)[1:]
+    tokenizer = checkpoint.tokenizer
+    control = [token for token in (tokenizer.bos_token_id, model.config.mask_token_id) if token in twins]
+    used = [token for token in twins if token not in tokenizer.all_special_ids and len(twins) > model.vocab_size // 4]
+    if used:
+        raise Failed(f"{len(twins)} of {model.vocab_size} tokens have END's output row: nothing could be written")
+    names = f", {', '.join(map(repr, tokenizer.convert_ids_to_tokens(control)))} among them" if control else ""
+    return f"{len(twins)} tokens have END's output row{names}; what they have together is END's"
+
+
+def check_sentences(checkpoint: Checkpoint) -> str:
+    """As sentence-transformers asks for it, the tokenizer adds [BOS] and [EOS], the latter after truncation too."""
+    if not (checkpoint.folder / SENTENCES).is_file():
+        raise Skipped("no files for sentence-transformers")
+    checkpoint.refuse_unsound()
+    given = checkpoint.read_json(SENTENCES)
+    settings = given.get("processor_kwargs", {})
+    if unknown := sorted(settings.keys() - set(TOKENIZER_SETTINGS)):
+        raise Failed(f"{SENTENCES} passes {', '.join(unknown)} to the tokenizer")
+    mode = given.get("config_kwargs", {}).get("attention_mode")
+    if checkpoint.is_magnet and mode != "bidirectional":
+        raise Failed(f"{SENTENCES} has attention_mode={mode!r}, sentences are encoded with 'bidirectional'")
+    tokenizer = checkpoint.load_tokenizer(**settings)
+    limit = min(tokenizer.model_max_length, given.get("max_seq_length") or tokenizer.model_max_length)
+    if limit > checkpoint.config.max_position_embeddings:
+        raise Failed(f"sentences may have {limit} tokens, the model {checkpoint.config.max_position_embeddings}")
+    for text, what in (("A cat sleeps.", "a short text"), ("It rained. " * limit, "a text that is cut off")):
+        _check_ends(tokenizer(text, truncation=True, max_length=limit)["input_ids"], tokenizer, what, limit)
+    inside = tokenizer("A </s> <s> <pad> cat." + tokenizer.eos_token, **_kept(tokenizer, limit))["input_ids"][1:-1]
+    if set(inside) & {tokenizer.bos_token_id, tokenizer.eos_token_id}:
+        raise Failed("control tokens spelt out in a text become control tokens (split_special_tokens is off)")
+    return f"[BOS] and [EOS] around every text, also when cut at {limit} tokens"
+
+
+def _kept(tokenizer, limit) -> dict:
+    return {"truncation": True, "max_length": limit}
+
+
+def _check_ends(ids, tokenizer, what, limit) -> None:
+    if len(ids) > limit:
+        raise Failed(f"{what} has {len(ids)} tokens, more than {limit}")
+    if ids[:1] != [tokenizer.bos_token_id]:
+        raise Failed(f"{what} does not begin with [BOS]")
+    if ids[-1:] != [tokenizer.eos_token_id]:
+        raise Failed(f"{what} does not end with [EOS], where its vector is read")
