@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SHIPPED = Path(__file__).resolve().parents[1] / "examples" / "assets" / "magnet-tiny"  # in a clone only
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def add_model_flags(parser, dtype: str = "auto") -> None:

@@ -1,0 +1,39 @@
+"""Runs `magnet` in this process, with the shipped checkpoint loaded once."""
+
+import functools
+import io
+import sys
+
+from magnet_cli import model as loading
+from magnet_cli.main import main
+
+load = functools.cache(lambda path: LOAD(Options(path)))
+LOAD = loading.load_causal
+
+
+class Options:
+    revision, dtype, device = None, "float32", "cpu"
+
+    def __init__(self, path):
+        self.model_name_or_path = path
+
+
+class Magnet:
+    """`magnet(["infill", ...], stdin="...")` returns what was printed to stdout; stderr is in `.err`."""
+
+    def __init__(self, monkeypatch, capsys):
+        self.monkeypatch, self.capsys, self.err = monkeypatch, capsys, ""
+        for module in (loading, "magnet_cli.generate", "magnet_cli.evaluate"):
+            name = "magnet_cli.model" if module is loading else module
+            monkeypatch.setattr(
+                f"{name}.load_causal", lambda options: load(loading.chosen_model(options.model_name_or_path))
+            )
+
+    def __call__(self, args: list, stdin: str | bytes = "") -> str:
+        stdin = stdin.encode() if isinstance(stdin, str) else stdin
+        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        self.capsys.readouterr()
+        main([str(arg) for arg in args])
+        printed = self.capsys.readouterr()
+        self.err = printed.err
+        return printed.out
