@@ -21,10 +21,15 @@ INTRODUCTION = """# MAGNET
 One set of Llama weights **fills gaps** in text (hybrid attention), **embeds** it (bidirectional) and **generates** it
 (causal) · [paper](https://huggingface.co/papers/2501.08648) · checkpoint: `{name}`, {millions:,.1f} M parameters"""
 TABS = {"Infill": infill_tab, "Embed": embed_tab, "Generate": generate_tab, "Attention": attention_tab}
-THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"])
+# fonts of the system: nothing is fetched from elsewhere
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS).set(
+    block_title_background_fill="none", block_title_padding="0", block_label_background_fill="none"
+)
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: auto !important }
 #alternatives .wrap { flex-direction: column; align-items: stretch }
+.textfield .textspan, .textfield .text { display: inline !important; word-break: normal !important }
 #alternatives label { width: 100%; white-space: normal }
 """
 

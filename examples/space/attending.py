@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 MAX_TOKENS = 48
+GAP = "<|gap|>"
 COLORS = ["#f4f4f6", "#6d8fe8", "#3fae83"]  # forbidden, seen by a context token, seen by a span token
 MEANINGS = ["may not attend", "a context token attends", "a span token attends"]
 
@@ -14,16 +15,21 @@ MEANINGS = ["may not attend", "a context token attends", "a span token attends"]
 def read_spans(checkpoint: Checkpoint, text: str, tokens_per_gap: int) -> tuple[list[str], list[int]]:
     """The tokens of a text whose gaps have `tokens_per_gap` tokens each, and their span ids: 0 context, g in gap g."""
     check_text("The text", text)
-    labels, spans, gaps = ["BOS"], [0], 0
-    for part in checkpoint.module("gaps_magnet").split_at_gaps(text, "<|gap|>"):
-        if isinstance(part, str):
-            ids = checkpoint.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-            labels += [_shown(token) for token in checkpoint.tokenizer.convert_ids_to_tokens(ids)]
-            spans += [0] * len(ids)
-        else:
-            gaps += 1
-            labels += [f"{part.name or f'gap {gaps}'}·{n}" for n in range(1, tokens_per_gap + 1)]
-            spans += [gaps] * tokens_per_gap
+    gaps, seams = checkpoint.module("gaps_magnet"), checkpoint.module("seams_magnet")
+    if len(gaps.split_at_gaps(text, GAP)) == 1:
+        ids = [[checkpoint.tokenizer.bos_token_id, *seams.text_ids(text, checkpoint.tokenizer)]]
+        names = []
+    else:
+        document = gaps.read_document(text, GAP, gaps.Gap(tokens_per_gap), {}, 0)
+        ids = seams.context_ids(document, checkpoint.tokenizer)
+        names = [gap.name or f"gap {number}" for number, gap in enumerate(document.gaps, 1)]
+    labels, spans = [], []
+    for number, part in enumerate(ids):
+        if number:
+            labels += [f"{names[number - 1]}·{n}" for n in range(1, tokens_per_gap + 1)]
+            spans += [number] * tokens_per_gap
+        labels += [_shown(token) for token in checkpoint.tokenizer.convert_ids_to_tokens(part)]
+        spans += [0] * len(part)
     if len(labels) > MAX_TOKENS:
         raise ValueError(f"The text has {len(labels)} tokens, of at most {MAX_TOKENS} in a picture. Shorten it.")
     return labels, spans

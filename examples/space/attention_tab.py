@@ -27,13 +27,12 @@ def build(checkpoint: Checkpoint) -> None:
 
     labels, spans = read_spans(checkpoint, EXAMPLES[0], 3)
     with gr.Row():
-        text = gr.Textbox(EXAMPLES[0], label="Text", info="Mark gaps with <|gap|>", scale=3)
-        count = gr.Slider(1, 8, 3, step=1, label="Tokens in each gap", scale=1)
-    with gr.Row():
-        button = gr.Button("Draw", variant="primary", elem_id="draw")
-    gr.Examples(EXAMPLES, text)
-    plot = gr.Plot(
-        draw(labels, spans, masks(checkpoint, spans)), label="Who attends to whom", format="png", elem_id="mask"
-    )
+        with gr.Column(scale=3):
+            text = gr.Textbox(EXAMPLES[0], label="Text", info="Mark gaps with <|gap|>", elem_id="masked_text")
+            gr.Examples(EXAMPLES, text)
+        with gr.Column(scale=1):
+            count = gr.Slider(1, 8, 3, step=1, label="Tokens in each gap")
+            button = gr.Button("Draw", variant="primary", elem_id="draw")
+    plot = gr.Plot(draw(labels, spans, masks(checkpoint, spans)), show_label=False, format="png", elem_id="mask")
     gr.Markdown(RULE)
     gr.on([button.click, text.submit, count.release], told(picture), [text, count], plot, api_visibility="private")

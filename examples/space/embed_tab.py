@@ -35,7 +35,7 @@ def build(checkpoint: Checkpoint) -> None:
             instructed = gr.Checkbox(True, label="With the instruction", info=f"“{prompt}”", visible=bool(prompt))
             button = gr.Button("Embed", variant="primary", elem_id="embed")
         with gr.Column(scale=3):
-            plot = gr.Plot(figure, label="Cosine similarity of the sentences", format="png", elem_id="heat_map")
+            plot = gr.Plot(figure, show_label=False, format="png", elem_id="heat_map")
             table = gr.Dataframe(
                 rows,
                 headers=["rank", "cosine", "sentence, nearest to the query first"],

@@ -39,16 +39,18 @@ def heat_map(cosines: np.ndarray, sentences: list[str]) -> Figure:
     """The similarities as a picture: rows carry the sentences, columns their numbers."""
     count = len(sentences)
     labels = [f"{_shortened(sentence)}  {number}" for number, sentence in enumerate(sentences, 1)]
+    width = 1.6 + 0.075 * max(map(len, labels)) + 0.55 * count
     # no pyplot: it keeps figures in a list that all threads share
-    figure = Figure(figsize=(4.2 + 0.55 * count, 1.2 + 0.48 * count), layout="constrained")
+    figure = Figure(figsize=(width, 0.9 + 0.5 * count), layout="constrained")
     axis = figure.add_subplot()
-    image = axis.imshow(cosines, cmap="magma_r", vmin=min(0, float(cosines.min())), vmax=1)
+    lowest = min(0, float(cosines.min()))
+    image = axis.imshow(cosines, cmap="GnBu", vmin=lowest, vmax=1)
     axis.set_xticks(range(count), range(1, count + 1))
     axis.set_yticks(range(count), labels)
     axis.tick_params(length=0, labelsize=9)
     axis.spines[:].set_visible(False)
     for i, j in np.ndindex(count, count) if count <= 14 else ():
-        shade = "white" if cosines[i, j] > 0.55 else "#333333"
+        shade = "white" if cosines[i, j] > lowest + 0.65 * (1 - lowest) else "#333333"
         axis.text(j, i, f"{cosines[i, j]:.2f}", ha="center", va="center", fontsize=8, color=shade)
     figure.colorbar(image, ax=axis, label="cosine similarity", shrink=0.9, pad=0.02).outline.set_visible(False)
     return figure

@@ -7,9 +7,9 @@ from messages import told
 
 PROMPTS = ["One day, a little girl", "Tom and his dog went to the", "The old man opened the door and"]
 TITLES = {
-    BASE: "Base: transformers' own Llama on the base weights",
-    CAUSAL: "MAGNET, causal mode: adapter off",
-    ADAPTED: "MAGNET, causal mode with the adapter on, as in the paper",
+    BASE: "Base: stock Llama",
+    CAUSAL: "Causal mode: adapter off",
+    ADAPTED: "The paper's: adapter on",
 }
 COLORS = {"as the base": "#a7d8c4", "differs": "#f3b0b5"}
 

@@ -31,7 +31,7 @@ def compare(checkpoint: Checkpoint, prompt: str, max_new_tokens: int, temperatur
     """
     check_text("The beginning", prompt)
     tokenizer = checkpoint.tokenizer
-    ids = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = checkpoint.module("seams_magnet").text_ids(prompt, tokenizer)  # control tokens spelt out are text
     ids = torch.tensor([[tokenizer.bos_token_id, *ids]], device=checkpoint.model.device)  # (1, L)
     room = checkpoint.model.config.max_position_embeddings - ids.shape[1]
     if room < max_new_tokens:

@@ -27,12 +27,14 @@ EXAMPLES = [
     "Tom was hungry. His mother cooked a big <|gap|>. He ate it all.",
 ]
 SHADES = dict(zip(CLASSES, ["#1d7a57", "#8fd0b3", "#f6c177", "#e5737c"]))
-WORDS_HTML = """<div class="words" role="group" aria-label="Words of the text; press one to make it a gap">
+WORDS_HTML = """<p class="hint">Click words to make them a gap, and gaps to undo them</p>
+<div class="words" role="group" aria-label="Words of the text; press one to make it a gap">
 {{#each value}}{{#if breaks}}<br>{{/if}}{{#if shown}}<button type="button" data-index="{{@index}}"
 aria-pressed="{{gap}}" class="{{#if marker}}marker{{else}}{{#if gap}}gap{{/if}}{{/if}}"
 title="{{#if marker}}remove this gap{{else}}{{#if gap}}give the word back{{else}}make this word a gap{{/if}}{{/if}}"
 >{{shown}}</button> {{/if}}{{/each}}</div>"""
 WORDS_CSS = """
+.hint { margin: 0 0 6px; color: var(--body-text-color-subdued); font-size: var(--text-sm) }
 .words { line-height: 2.1; max-height: 15em; overflow-y: auto; padding: 2px }
 .words button { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 1px 7px; margin: 0;
   background: var(--background-fill-primary); color: var(--body-text-color); font: inherit; line-height: 1.6;
@@ -66,7 +68,7 @@ def fill(
     decoded = decoding_arguments(decoding, drafts, temperature, top_p)
     found = alternatives(checkpoint, text, length, decoded, order, rule, seed)
     choices = [(label(alternative), number) for number, alternative in enumerate(found)]
-    return [gr.Radio(choices=choices, value=0), found, *show(found, 0)]
+    return [gr.update(choices=choices, value=0), found, *show(found, 0)]
 
 
 def show(found: list[dict], number: int | None) -> list:
@@ -125,12 +127,16 @@ def settings() -> list:
 def editor() -> tuple:
     """The text, once to be typed and once to be clicked."""
     text = gr.Textbox(
-        EXAMPLES[0], label="Text", info="Mark gaps with <|gap|>, or click words below", lines=3, max_lines=10
+        EXAMPLES[0],
+        label="Text",
+        info="Mark gaps with <|gap|>, or click words below",
+        lines=2,
+        max_lines=10,
+        elem_id="text",
     )
     pieces = gr.HTML(
         words.read_pieces(EXAMPLES[0]),
-        label="Click words to make them gaps, and gaps to undo them",
-        show_label=True,
+        label="Words",
         container=True,
         padding=True,
         html_template=WORDS_HTML,
@@ -142,7 +148,14 @@ def editor() -> tuple:
         add = gr.Button("Add a gap at the end")
         button = gr.Button("Fill the gaps", variant="primary", elem_id="fill")
     gr.Examples(
-        EXAMPLES, text, pieces, words.read_pieces, run_on_click=True, cache_examples=False, api_visibility="private"
+        EXAMPLES,
+        text,
+        pieces,
+        words.read_pieces,
+        run_on_click=True,
+        cache_examples=False,
+        api_visibility="private",
+        example_labels=["a sentence", "two gaps with names", "a word"],
     )
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     pieces.select(click, pieces, [pieces, text], **quick)
@@ -158,7 +171,7 @@ def results(first: list) -> list:
         with gr.Column(scale=3):
             filled = gr.HighlightedText(filled, label="Filled text", elem_id="filled")
             radio = gr.Radio(
-                radio.choices,
+                radio["choices"],
                 value=0,
                 label="Alternatives, best first",
                 info="In front: the score. With join, the mean log-probability (nats) of what stands behind the gap",

@@ -108,8 +108,8 @@ def label(alternative: dict) -> str:
     """One line for the list of alternatives."""
     fills = "  ⋯  ".join(gap["text"].replace("\n", " ⏎ ") or "(nothing)" for gap in alternative["gaps"])
     tokens = sum(len(gap["tokens"]) for gap in alternative["gaps"])
-    score = "" if alternative["score"] is None else f"{alternative['score']:.2f}   "
-    return f"{score}{fills}   ({tokens} token{'' if tokens == 1 else 's'})"
+    score = "" if alternative["score"] is None else f"{alternative['score']:.2f}  ·  "
+    return f"{score}{fills}  ·  {tokens} token{'' if tokens == 1 else 's'}"
 
 
 def highlighted_fills(alternative: dict) -> list[tuple[str, str | None]]:

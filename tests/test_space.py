@@ -1,0 +1,349 @@
+"""The Space: what its tabs compute, without gradio; and, marked slow, the page in a real browser."""
+
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SPACE = ROOT / "examples" / "space"
+STORY = "Mina slid a tray of rolls into her oven. <|gap|> She wrapped the rolls in foil."
+sys.path.append(str(SPACE))  # a Space's files import each other as a script's do
+
+import attending  # noqa: E402
+import embedding  # noqa: E402
+import generating  # noqa: E402
+import infilling  # noqa: E402
+import words  # noqa: E402
+from checkpoint import Checkpoint, check_text, load, model_name_or_path  # noqa: E402
+
+from modeling_magnet import MagnetLlamaForCausalLM  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer):
+    folder = ROOT / "examples" / "assets" / "magnet-tiny"
+    model = MagnetLlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Checkpoint(model, tokenizer, "magnet-tiny")
+
+
+# ------------------------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  ",
+        "a <|gap|> b",
+        "a<|gap:name|>b \n\n c ",
+        "\\<|gap|> is text",
+        "\\\\<|gap|> a gap behind a backslash",
+        "I love 🍕, 👩‍👩‍👧 <|gap|> and {{x}} ${y} <b>",
+        "<|gap|><|gap",
+    ],
+)
+def test_pieces_are_the_text(text):
+    pieces = words.read_pieces(text)
+    assert "".join(piece["text"] for piece in pieces) == text
+    assert words.write_text(pieces) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["a <|gap|> b", "\\<|gap|> a", "\\\\<|gap:x|> b", "\\\\\\<|gap|> b", "a<|gap|>b<|gap|>"]
+)
+def test_pieces_find_the_gaps_that_infill_finds(text, checkpoint):
+    parts = checkpoint.module("gaps_magnet").split_at_gaps(text, "<|gap|>")
+    gaps = sum(not isinstance(part, str) for part in parts)
+    assert sum(piece["marker"] for piece in words.read_pieces(text)) == gaps
+
+
+def test_clicked_neighbours_are_one_gap_and_come_back():
+    pieces = words.read_pieces("Tom ate a big pizza. <|gap:end|> Good night.")
+    for index in (2, 3):
+        pieces = words.click(pieces, index)
+    assert words.write_text(pieces) == "Tom ate <|gap|> pizza. <|gap:end|> Good night."
+    beside_a_marker = words.click(pieces, 4)
+    assert words.write_text(beside_a_marker) == "Tom ate <|gap:end|> Good night."
+    back = words.click(words.click(pieces, 2), 3)
+    assert words.write_text(back) == "Tom ate a big pizza. <|gap:end|> Good night."
+    assert words.write_text(words.click(back, 5)) == "Tom ate a big pizza. Good night."  # a marker goes
+    assert words.click(pieces, 99) == pieces
+
+
+# ------------------------------------------------------------------------------------------------------------ infill
+
+
+def test_alternatives_are_distinct_scored_and_repeatable(checkpoint):
+    length = infilling.gap_length("range", 0, 3, 12)
+    decoding = infilling.decoding_arguments("sampling", 4, 0.8, 0.95)
+    before = torch.get_rng_state()
+    found = infilling.alternatives(checkpoint, STORY, length, decoding, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert infilling.alternatives(checkpoint, STORY, length, decoding, seed=3) == found
+    assert 2 <= len({one["text"] for one in found}) == len(found) <= 4
+    scores = [one["score"] for one in found]
+    assert scores == sorted(scores, reverse=True)
+    best = found[0]
+    assert "".join(text for text, _ in infilling.highlighted_fills(best)) == best["text"]
+    assert infilling.highlighted_fills(best)[1] == (best["gaps"][0]["text"], "gap 1")
+    assert infilling.label(best).startswith(f"{best['score']:.2f}") and best["gaps"][0]["text"] in infilling.label(
+        best
+    )
+
+
+def test_tokens_have_their_probabilities(checkpoint):
+    found = infilling.alternatives(checkpoint, STORY, infilling.gap_length("exact", 6, 0, 0), {})
+    tokens = found[0]["gaps"][0]["tokens"]
+    assert len(found) == 1 and len(tokens) == 6
+    rows = infilling.token_table(found[0])
+    assert [row[2] for row in rows] == [round(100 * math.exp(logprob), 1) for _, logprob in tokens]
+    shown = infilling.highlighted_tokens(found[0])
+    assert "".join(text for text, _ in shown).strip() == found[0]["gaps"][0]["text"].strip()
+    assert {name for _, name in shown} <= set(infilling.CLASSES)
+    assert [infilling.probability_class(math.log(p)) for p in (0.9, 0.5, 0.2, 0.02, 1e-9)] == [
+        "p ≥ 0.5",
+        "p ≥ 0.5",
+        "0.1 – 0.5",
+        "0.01 – 0.1",
+        "p < 0.01",
+    ]
+
+
+def test_two_gaps_with_names_by_beams(checkpoint):
+    story = "Anna found a <|gap:what|> in the garden. <|gap|> Her mother laughed."
+    decoding = infilling.decoding_arguments("beam search", 2, 0, 0)
+    found = infilling.alternatives(checkpoint, story, infilling.gap_length("auto", 0, 0, 8), decoding)
+    labels = [name for _, name in infilling.highlighted_fills(found[0]) if name]
+    assert labels == ["what", "gap 2"] and "⋯" in infilling.label(found[0])
+    assert "**what** ends by" in infilling.summary(found[0])
+
+
+def test_a_part_of_a_character_is_shown_as_the_vocabulary_has_it(tokenizer):
+    ids = tokenizer("🍕", add_special_tokens=False)["input_ids"]
+    assert len(ids) > 1 and not any("\ufffd" in text or not text for text in infilling.token_texts(ids, tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("Nothing is missing.", "no gap"),
+        ("Tom <|gap|><|gap|> ate.", "touch"),
+        ("<|gap:a b|> x", "name"),
+        ("<|gap|>", "no text around"),
+        ("a <|gap|> " * 9, "9 gaps"),
+        ("x" * 5000, "5,000 characters"),
+        ("word " * 500 + "<|gap|> end", "max_position_embeddings"),
+    ],
+)
+def test_what_cannot_be_filled_is_said(text, message, checkpoint):
+    with pytest.raises(ValueError, match=message):
+        infilling.alternatives(checkpoint, text, {"length": "auto"}, {})
+    with pytest.raises(ValueError, match="fewest=9"):
+        infilling.gap_length("range", 0, 9, 3)
+
+
+# ------------------------------------------------------------------------------------------- embed, generate, attend
+
+
+def test_similarities_and_the_nearest(checkpoint):
+    sentences = embedding.read_sentences(
+        "The boy put on his boots.\n\n He pulled his boots on. \nIt rained $5 all day."
+    )
+    assert sentences[1] == "He pulled his boots on."
+    cosines = embedding.similarities(checkpoint, sentences)
+    assert np.allclose(np.diag(cosines), 1, atol=1e-5) and cosines[0, 1] > cosines[0, 2]
+    rows = embedding.nearest(checkpoint, sentences, "He pulled his boots on.")
+    assert rows[0] == [1, 1.0, "He pulled his boots on."] and rows[1][1] >= rows[2][1]
+    assert not np.allclose(embedding.similarities(checkpoint, sentences, ""), cosines)
+    figure = embedding.heat_map(cosines, sentences)
+    figure.canvas.draw()  # with a dollar, which is no formula
+    assert [text.get_text() for text in figure.axes[0].texts][1] == f"{cosines[0, 1]:.2f}"
+
+
+@pytest.mark.parametrize(("lines", "message"), [("", "empty"), ("one", "one sentence"), ("a\n" * 25, "25 sentences")])
+def test_what_cannot_be_embedded_is_said(lines, message):
+    with pytest.raises(ValueError, match=message):
+        embedding.read_sentences(lines)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_causal_mode_is_the_base_and_the_adapter_is_not(temperature, checkpoint):
+    results = generating.compare(checkpoint, "One day, a little girl", 8, temperature, seed=1)
+    base, causal, adapted = (results[name] for name in (generating.BASE, generating.CAUSAL, generating.ADAPTED))
+    assert causal == base and base["equal"] and base["difference"] == 0.0
+    assert not adapted["equal"] and adapted["difference"] > 1 and adapted["perplexity"] > base["perplexity"]
+    shown = generating.highlighted(checkpoint, "One day, a little girl", adapted, base)
+    assert "".join(text for text, _ in shown) == "One day, a little girl" + adapted["continuation"]
+    assert "bit for bit" in generating.verdict(checkpoint, results)
+    assert [row[2] for row in generating.measures(results)] == ["bit for bit", "bit for bit", "no"]
+
+
+def test_the_views_are_stock_llama_and_share_the_weights(checkpoint, base_model_path):
+    views = generating.models(checkpoint)
+    assert type(views[generating.BASE]).__module__.startswith("transformers.models.llama")
+    weight = checkpoint.model.lm_head.weight.data_ptr()
+    assert all(view.lm_head.weight.data_ptr() == weight for view in views.values())
+    assert checkpoint.model.config.causal_adapter is False
+    with pytest.raises(ValueError, match="room for"):
+        generating.compare(checkpoint, "word " * 600, 8)
+
+
+def test_masks_follow_the_rule(checkpoint):
+    labels, spans = attending.read_spans(checkpoint, "Tom ate. <|gap|> He <|gap:x|> slept.", 2)
+    assert [label for label, span in zip(labels, spans) if span] == ["gap 1·1", "gap 1·2", "x·1", "x·2"]
+    pictures = attending.masks(checkpoint, spans)
+    length = len(spans)
+    assert torch.equal(pictures["causal"] > 0, torch.ones(length, length).tril() > 0)
+    assert (pictures["bidirectional"] == 1).all()
+    for query in range(length):
+        for key in range(length):
+            own_past = spans[key] == spans[query] and key <= query
+            assert (pictures["hybrid"][query, key] > 0) == (spans[key] == 0 or own_past)
+    titles = [axis.get_title() for axis in attending.draw(labels, spans, pictures).axes]
+    assert titles == ["causal attention", "bidirectional attention", "hybrid attention"]
+    assert set(attending.read_spans(checkpoint, "No gap.", 2)[1]) == {0}
+    with pytest.raises(ValueError, match="at most 48"):
+        attending.read_spans(checkpoint, "word " * 60, 2)
+
+
+# --------------------------------------------------------------------------------------------------------- the files
+
+
+def test_the_checkpoint_is_named_by_a_variable(monkeypatch):
+    monkeypatch.delenv("MAGNET_MODEL", raising=False)
+    assert Path(model_name_or_path()).name == "magnet-tiny"
+    monkeypatch.setenv("MAGNET_MODEL", str(ROOT / "examples" / "assets" / "magnet-tiny-base"))
+    with pytest.raises(ValueError, match="Name a MAGNET checkpoint"):
+        load()
+    with pytest.raises(ValueError, match="The text is empty"):
+        check_text("The text", None)
+
+
+def test_header_and_requirements_agree_with_the_project():
+    header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert header["sdk"] == "gradio" and (SPACE / header["app_file"]).is_file()
+    assert isinstance(header["models"], list) and header["license"] == "apache-2.0"
+    assert len(header["short_description"]) <= 60  # the Hub's limit
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"gradio=={header['sdk_version']}" in pins
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    for line in (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            assert f'"{line.replace("[mcp]", "")}"' in setup, line
+
+
+# ------------------------------------------------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="module")
+def page():
+    pytest.importorskip("gradio")
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("chromium is absent")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAGNET_MODEL", "PYTHONPATH")}
+    if "PYTHONPATH" in os.environ:
+        environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    server = subprocess.Popen([sys.executable, str(ROOT / "tests" / "space_server.py"), str(port)], env=environment)
+    url = f"http://127.0.0.1:{port}/magnet/"
+    try:
+        _wait_for(url, server)
+        with playwright.sync_playwright() as browsers:
+            browser = browsers.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            opened = browser.new_page(viewport={"width": 1280, "height": 900})
+            opened.faults = []
+            opened.on("pageerror", lambda error: opened.faults.append(str(error)))
+            opened.goto(url)
+            opened.wait_for_selector("#filled", timeout=120_000)
+            yield opened
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _wait_for(url: str, server) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the server ended"
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url} does not answer")
+
+
+def _picture_of(page, name: str) -> str:
+    image = page.locator(f"#{name} img")
+    image.wait_for(timeout=60_000)
+    return image.get_attribute("src")
+
+
+@pytest.mark.slow
+def test_infill_in_a_browser(page):
+    from playwright.sync_api import expect
+
+    box = page.locator("#text textarea")
+    page.locator("#words button", has_text="tray").click()
+    expect(box).to_have_value(re.compile(r"^Mina slid a <\|gap\|> of rolls"))
+    page.keyboard.press("Enter")  # the word keeps the focus
+    expect(box).to_have_value(STORY)
+    before = page.locator("#filled").inner_text()
+    box.fill("Tom was <|gap:how|>. He went to the <|gap|> and ate.")
+    expect(page.locator("#words button.marker")).to_have_count(2)
+    page.locator("#fill").click()
+    expect(page.locator("#filled")).to_contain_text("Tom was", timeout=60_000)
+    first = page.locator("#filled").inner_text()
+    assert first != before and re.search(r"how", first, flags=re.IGNORECASE)
+    page.locator("#alternatives label").nth(1).click()
+    expect(page.locator("#filled")).not_to_have_text(first)
+    expect(page.locator("#tokens")).to_contain_text("END")
+    assert page.locator("#token_table tbody tr").count() > 2
+    assert page.faults == []
+
+
+@pytest.mark.slow
+def test_errors_in_a_browser_are_our_messages(page):
+    page.get_by_role("tab", name="Infill").click()
+    page.locator("#text textarea").fill("Nothing is missing.")
+    page.locator("#fill").click()
+    toast = page.locator(".toast-body")
+    toast.wait_for(timeout=60_000)
+    assert "type <|gap|> where something is missing" in toast.inner_text()
+    assert "Traceback" not in page.content() and page.faults == []
+    page.locator(".toast-close").click()
+
+
+@pytest.mark.slow
+def test_pictures_in_a_browser(page, tmp_path):
+    from playwright.sync_api import expect
+
+    for tab, name, button in (("Embed", "heat_map", "#embed"), ("Attention", "mask", "#draw")):
+        page.get_by_role("tab", name=tab).click()
+        before = _picture_of(page, name)
+        text = page.locator("textarea:visible").first
+        text.fill("It rained.\nIt snowed." if tab == "Embed" else "Anna <|gap|> slept.")
+        page.locator(button).click()
+        expect(page.locator(f"#{name} img")).not_to_have_attribute("src", before, timeout=60_000)
+        page.screenshot(path=str(tmp_path / f"{name}.png"))
+    page.get_by_role("tab", name="Generate").click()
+    expect(page.locator("#verdict")).to_contain_text("bit for bit")
+    assert page.faults == []
