@@ -41,6 +41,7 @@ class TokenClassificationMixin:
             **kwargs,
         )
         hidden_states = shift_to_own_token(outputs.last_hidden_state, attention_mask)
+        hidden_states = hidden_states.to(self.score.weight.dtype)  # the head may be kept in float32
         logits = self.score(self.dropout(hidden_states))  # (B, L, num_labels)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return TokenClassifierOutput(
@@ -95,7 +96,8 @@ class SequenceClassificationMixin:
         )
         hidden_states = outputs.last_hidden_state
         mask = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
-        logits = self.score(pooled(hidden_states, mask, self.config.pooling))  # (B, num_labels)
+        vectors = pooled(hidden_states, mask, self.config.pooling).to(self.score.weight.dtype)
+        logits = self.score(vectors)  # (B, num_labels)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMode
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .adapter_magnet import adapter_gate, adopt_adapter, freeze_base, inject_adapter, reset_lora_part
+from .adapter_magnet import MAGNET, adapter_gate, adopt_adapter, freeze_base, inject_adapter, reset_lora_part
 from .attention_magnet import (
     check_span_ids,
     refuse_other_mode_arguments,
@@ -36,6 +36,8 @@ from .infilling_magnet import InfillingMixin
 class MagnetLlamaPreTrainedModel(LlamaPreTrainedModel):
     config: MagnetLlamaConfig
     config_class = MagnetLlamaConfig
+    # also what 8- and 4-bit loading leaves alone: an adapter in integers could be neither added nor trained
+    _keep_in_fp32_modules = [r".*\.lora_[AB]", "projection_head", "score"]
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -45,6 +47,11 @@ class MagnetLlamaPreTrainedModel(LlamaPreTrainedModel):
         if model.config.adapter is not None:
             freeze_base(model)
         return loaded
+
+    def get_adapter_state_dict(self, *args, **kwargs) -> dict:
+        """What `save_pretrained()` writes of an adapter that `add_adapter()` put on top, without MAGNET's own."""
+        weights = super().get_adapter_state_dict(*args, **kwargs)
+        return {name: weight for name, weight in weights.items() if f".{MAGNET}." not in name}
 
     def _init_weights(self, module):
         super()._init_weights(module)

@@ -6,6 +6,24 @@ Only built-in sentence-transformers modules are named, so the model files stay t
 import json
 from pathlib import Path
 
+# Table 10, under the names by which mteb looks prompts up ("STS" is a task type: all STS tasks)
+INSTRUCTIONS = {
+    "STS": "Retrieve semantically similar text",
+    "BiorxivClusteringP2P": "Identify the main category of Biorxiv papers based on the titles and abstracts",
+    "BiorxivClusteringS2S": "Identify the main category of Biorxiv papers based on the titles",
+    "TwentyNewsgroupsClustering": "Identify the topic or theme of the given news articles",
+    "MedrxivClusteringP2P": "Identify the main category of Medrxiv papers based on the titles and abstracts",
+    "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles",
+}
+
+
+def prompts_of(config) -> dict[str, str]:
+    """Prompts by name; those of Table 10 only for a checkpoint that was trained with an instruction."""
+    if not config.representation_prompt:
+        return {"query": "", "document": "", "magnet": ""}
+    own = dict.fromkeys(("query", "document", "magnet"), config.representation_prompt)
+    return {name: f"{instruction} " for name, instruction in (own | INSTRUCTIONS).items()}
+
 
 def write_sentence_transformer_files(config, folder: str | Path) -> None:
     """
@@ -15,7 +33,6 @@ def write_sentence_transformer_files(config, folder: str | Path) -> None:
         config ([`MagnetLlamaConfig`]): Gives pooling, prompt, width and length.
         folder (`str` or `Path`): The checkpoint's folder.
     """
-    prompt = f"{config.representation_prompt} " if config.representation_prompt else ""
     modules = ["base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling"]
     modules += ["base.modules.normalize.Normalize"]
     paths = ["", "1_Pooling", "2_Normalize"]
@@ -38,7 +55,7 @@ def write_sentence_transformer_files(config, folder: str | Path) -> None:
         },
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
-            "prompts": {"query": prompt, "document": prompt, "magnet": prompt},
+            "prompts": prompts_of(config),
             "default_prompt_name": "magnet",
             "similarity_fn_name": "cosine",
             "requirements": {"transformers": ">=5.3"},

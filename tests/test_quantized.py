@@ -6,7 +6,12 @@ import json
 import pytest
 import torch
 from conftest import BASE_MODEL, randomize_adapter
-from transformers import LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    BitsAndBytesConfig,
+    LlamaForCausalLM,
+)
 
 from magnet_train.arguments import ModelArguments, ViewArguments
 from magnet_train.model import build_model, is_trained, loading
@@ -109,6 +114,33 @@ def test_a_magnet_checkpoint_is_quantised_around_its_adapter(tokenizer, ids, tmp
     base = LlamaForCausalLM.from_pretrained(BASE_MODEL, **loading(arguments(bits))).eval()
     with torch.no_grad():
         assert torch.equal(logits(again, ids)["causal"], base(ids).logits)
+
+
+@needs_bitsandbytes
+@BITS
+def test_a_checkpoint_loads_in_few_bits_without_naming_what_to_skip(tokenizer, ids, tmp_path, bits):
+    """As users load any model: the adapter stays exact, causal mode is the quantised base, and the adapter trains."""
+    model = build_model(ModelArguments(model_name_or_path=str(BASE_MODEL)), ViewArguments(), tokenizer)
+    randomize_adapter(model)
+    save_checkpoint(model, tokenizer, tmp_path)
+    few_bits = {"quantization_config": BitsAndBytesConfig(**{f"load_in_{bits}bit": True}), "device_map": "cpu"}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **few_bits).eval()
+    for (name, before), (_, after) in zip(model.named_parameters(), again.named_parameters()):
+        if is_trained(name):
+            assert torch.equal(before, after) and after.requires_grad, name
+    assert not again.model.layers[0].self_attn.q_proj.base_layer.weight.is_floating_point()
+    base = LlamaForCausalLM.from_pretrained(BASE_MODEL, dtype=torch.float32, **few_bits).eval()
+    found, exact = logits(again, ids), logits(model.eval(), ids)
+    with torch.no_grad():
+        assert torch.equal(found["causal"], base(ids).logits)
+    for mode in ("bidirectional", "hybrid"):
+        rounding = 1 - torch.nn.functional.cosine_similarity(found[mode], exact[mode], dim=-1).mean()
+        other_mode = 1 - torch.nn.functional.cosine_similarity(found["causal"], exact[mode], dim=-1).mean()
+        assert 0 < rounding < other_mode / 3
+    tokens = AutoModelForTokenClassification.from_pretrained(tmp_path, num_labels=3, dtype=torch.float32, **few_bits)
+    tokens(ids, labels=torch.ones_like(ids)).loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in tokens.parameters())
+    assert tokens.score.weight.grad.abs().max() > 0
 
 
 # ---------------------------------------------------------------------------------------------------- a run with flags

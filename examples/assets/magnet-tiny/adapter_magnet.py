@@ -40,8 +40,12 @@ def adapter_gate(is_open: bool):
 class GatedLoraLinear(LoraLinear):
     """
     PEFT's LoRA layer with MAGNET's adapter, which acts while the gate is open, and with whatever adapters PEFT puts on
-    top: these act in every mode, and are switched, merged and unloaded without touching MAGNET's.
+    top: these act in every mode, and are switched, merged, saved and unloaded without touching MAGNET's.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_state_dict_post_hook(_leave_magnet_out_of_peft_files)
 
     @property
     def active_adapters(self) -> list[str]:
@@ -74,6 +78,13 @@ class GatedLoraLinear(LoraLinear):
         lora_A, lora_B = self.lora_A[MAGNET], self.lora_B[MAGNET]
         x = x.to(lora_A.weight.dtype) if self.cast_input_dtype_enabled else x
         return (result + lora_B(lora_A(x)) * self.scaling[MAGNET]).to(result.dtype)
+
+
+def _leave_magnet_out_of_peft_files(layer, state_dict, prefix, _) -> None:
+    """A `PeftModel`, known by its prefix, would write whatever lies in a LoRA layer into its adapter's file."""
+    if prefix.startswith("base_model.model.") and layer.active_adapters:
+        for part in ("lora_A", "lora_B"):
+            del state_dict[f"{prefix}{part}.{MAGNET}.weight"]
 
 
 def inject_adapter(model: nn.Module, adapter: dict) -> None:
@@ -112,6 +123,7 @@ def adopt_adapter(model: nn.Module, adapter_name: str) -> None:
             weights[name] = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
             model.set_submodule(name, layer.get_base_layer())
     model.delete_adapter(adapter_name)
+    model._weight_conversions = None  # from PEFT's names to its layers': saving would put those names into the file
     model.config.adapter = {"r": lora.r, "alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}
     inject_adapter(model, model.config.adapter)
     for name, (A, B) in weights.items():
