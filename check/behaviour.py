@@ -19,6 +19,7 @@ LEFT, RIGHT = "Tom was hungry. ", " He was full."
 
 def check_gate(checkpoint: Checkpoint) -> str:
     """Causal mode is the base bit for bit unless `causal_adapter`; with the adapter on, something else comes out."""
+    checkpoint.require_loadable()
     if not checkpoint.is_magnet or checkpoint.config.adapter is None:
         raise Skipped("no adapter: it is merged, or there was none")
     ids, gated = perturbed(checkpoint), not checkpoint.config.causal_adapter
@@ -60,8 +61,7 @@ def base_states(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
 
 def check_threads(checkpoint: Checkpoint) -> str:
     """Threads that mix modes on one model get what single calls get."""
-    if checkpoint.form == "adapter":
-        raise Skipped("an adapter has no attention of its own")
+    checkpoint.require_loadable()
     rows, modes = perturbed(checkpoint)[:1], MODES[checkpoint.form]
     single = {mode: checkpoint.states(mode, rows, spans=SPANS) for mode in modes}
     jobs = [modes[n % len(modes)] for n in range(THREADS * ROUNDS)]
@@ -76,8 +76,6 @@ def check_threads(checkpoint: Checkpoint) -> str:
 
 def check_infill(checkpoint: Checkpoint) -> str:
     """A gap is filled, and the text around it comes back character by character."""
-    if not checkpoint.is_magnet:
-        raise Skipped(f"form {checkpoint.form} does not fill gaps")
     model, tokenizer = checkpoint.causal_lm, checkpoint.tokenizer
     lengths = [4] + (["auto"] if model.config.infill_end_token_id is not None else [])
     found = []
@@ -96,8 +94,6 @@ def check_infill(checkpoint: Checkpoint) -> str:
 
 def check_encode(checkpoint: Checkpoint) -> str:
     """Sentence vectors are finite, of length 1, and the same alone and in a batch."""
-    if not checkpoint.is_magnet:
-        raise Skipped(f"form {checkpoint.form}: sentence-transformers encodes with it")
     texts = ["A cat sleeps.", "Rain fell all day and all night on the roof.", ""]
     model, tokenizer = checkpoint.causal_lm, checkpoint.tokenizer
     together = model.encode(texts, tokenizer, show_progress_bar=False)

@@ -116,7 +116,7 @@ class Checkpoint:
         if not self.is_magnet:
             return getattr(transformers, self.architecture)
         if self.trust_remote_code:
-            self.refuse_unsound()
+            self.require_loadable()
             return get_class_from_dynamic_module(f"modeling_magnet.{self.architecture}", str(self.folder))
         return getattr(modeling_magnet, self.architecture)
 
@@ -128,16 +128,17 @@ class Checkpoint:
             self.folder
         )
 
-    def refuse_unsound(self) -> None:
+    def require_loadable(self) -> None:
+        """`Skipped` for what must not, or cannot, be loaded."""
         if self.unsound:
             raise Skipped(f"nothing is loaded: {', '.join(self.unsound)} failed")
+        if self.form == "adapter":
+            raise Skipped("an adapter runs on its base: check that, or the checkpoint it was taken from")
 
     @cached_property
     def model(self):
         """In eval mode. Takes the weights' size in memory, in the dtype asked for."""
-        self.refuse_unsound()
-        if self.form == "adapter":
-            raise Skipped("an adapter runs on its base: check that, or the checkpoint the adapter was taken from")
+        self.require_loadable()
         model = self.model_class.from_pretrained(
             self.folder, config=self.config, dtype=self.dtype, use_safetensors=True, local_files_only=True
         )
@@ -150,7 +151,8 @@ class Checkpoint:
 
     @property
     def causal_lm(self):
-        if not self.architecture.startswith("MagnetLlamaForCausalLM"):
+        self.require_loadable()
+        if self.architecture != "MagnetLlamaForCausalLM":
             raise Skipped(f"{self.architecture} does not fill gaps or encode by itself")
         return self.model
 

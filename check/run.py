@@ -21,9 +21,9 @@ CHECKS = {
     "files": check_files,
     "paths": check_paths,
     "no pickles": check_pickles,
-    "settings": check_config,
-    "code, card": check_card_hashes,
+    "code, card": check_card_hashes,  # before anything that may run the code
     "code, installed": check_installed_hashes,
+    "settings": check_config,
     "headers": check_headers,
     "tensors": check_tensors,
     "values": check_values,

@@ -13,11 +13,8 @@ ROWS = ("model.embed_tokens.weight", "embed_tokens.weight")
 
 def check_tokens(checkpoint: Checkpoint) -> str:
     """Mask, END, bos, eos and pad are tokens of the vocabulary, the tokenizer's are the model's, and rows are enough."""
-    config = checkpoint.settings if checkpoint.form == "adapter" else checkpoint.config.to_dict()
-    checkpoint.refuse_unsound()
-    if checkpoint.form == "adapter":
-        raise Skipped("an adapter has no vocabulary of its own")
-    tokenizer, rows = checkpoint.tokenizer, embedding_rows(checkpoint)
+    checkpoint.require_loadable()
+    config, tokenizer, rows = checkpoint.config.to_dict(), checkpoint.tokenizer, embedding_rows(checkpoint)
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "infill_end_token_id")
     ids = {name: config.get(name) for name in names if config.get(name) is not None}
     for name, value in ids.items():
@@ -55,25 +52,24 @@ def _check_own_tokens(ids, tokenizer) -> None:
 
 def check_end_twins(checkpoint: Checkpoint) -> str:
     """How many tokens have END's output row; infill() counts what they have together as END's."""
-    model = checkpoint.causal_lm if checkpoint.is_magnet else None
-    if model is None or model.config.infill_end_token_id is None:
+    model = checkpoint.causal_lm
+    if model.config.infill_end_token_id is None:
         raise Skipped("gaps end at a given length only")
     end = model.config.infill_end_token_id
     twins = end_twins(model, end)[1:]
-    tokenizer = checkpoint.tokenizer
-    control = [token for token in (tokenizer.bos_token_id, model.config.mask_token_id) if token in twins]
-    used = [token for token in twins if token not in tokenizer.all_special_ids and len(twins) > model.vocab_size // 4]
-    if used:
-        raise Failed(f"{len(twins)} of {model.vocab_size} tokens have END's output row: nothing could be written")
-    names = f", {', '.join(map(repr, tokenizer.convert_ids_to_tokens(control)))} among them" if control else ""
-    return f"{len(twins)} tokens have END's output row{names}; what they have together is END's"
+    if len(twins) > model.vocab_size // 4:
+        raise Failed(
+            f"{len(twins)} of {model.vocab_size} tokens have END's output row: too little is left to be written"
+        )
+    mask = ", the mask token among them" if model.config.mask_token_id in twins else ""
+    return f"{len(twins)} tokens have END's output row{mask}; what they have together is END's"
 
 
 def check_sentences(checkpoint: Checkpoint) -> str:
     """As sentence-transformers asks for it, the tokenizer adds [BOS] and [EOS], the latter after truncation too."""
+    checkpoint.require_loadable()
     if not (checkpoint.folder / SENTENCES).is_file():
         raise Skipped("no files for sentence-transformers")
-    checkpoint.refuse_unsound()
     given = checkpoint.read_json(SENTENCES)
     settings = given.get("processor_kwargs", {})
     if unknown := sorted(settings.keys() - set(TOKENIZER_SETTINGS)):
@@ -87,14 +83,11 @@ def check_sentences(checkpoint: Checkpoint) -> str:
         raise Failed(f"sentences may have {limit} tokens, the model {checkpoint.config.max_position_embeddings}")
     for text, what in (("A cat sleeps.", "a short text"), ("It rained. " * limit, "a text that is cut off")):
         _check_ends(tokenizer(text, truncation=True, max_length=limit)["input_ids"], tokenizer, what, limit)
-    inside = tokenizer("A </s> <s> <pad> cat." + tokenizer.eos_token, **_kept(tokenizer, limit))["input_ids"][1:-1]
-    if set(inside) & {tokenizer.bos_token_id, tokenizer.eos_token_id}:
+    control = "".join(tokenizer.all_special_tokens)
+    inside = set(tokenizer(f"A {control} cat.", truncation=True, max_length=limit)["input_ids"][1:-1])
+    if inside & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}):
         raise Failed("control tokens spelt out in a text become control tokens (split_special_tokens is off)")
     return f"[BOS] and [EOS] around every text, also when cut at {limit} tokens"
-
-
-def _kept(tokenizer, limit) -> dict:
-    return {"truncation": True, "max_length": limit}
 
 
 def _check_ends(ids, tokenizer, what, limit) -> None:
