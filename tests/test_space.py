@@ -1,5 +1,6 @@
 """The Space: what its tabs compute, without gradio; and, marked slow, the page in a real browser."""
 
+import html
 import math
 import os
 import re
@@ -58,6 +59,8 @@ def test_pieces_are_the_text(text):
     pieces = words.read_pieces(text)
     assert "".join(piece["text"] for piece in pieces) == text
     assert words.write_text(pieces) == text
+    assert all(html.unescape(piece["shown"]) in text.replace(":", " ") for piece in pieces)
+    assert all(re.fullmatch(r"[\w&#;]*", piece["shown"]) for piece in pieces)  # nothing that a template would run
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import generate_tab
 import gradio as gr
 import infill_tab
 from checkpoint import load
-from messages import told
+from messages import answered
 
 INTRODUCTION = """# MAGNET
 One set of Llama weights **fills gaps** in text (hybrid attention), **embeds** it (bidirectional) and **generates** it
@@ -29,7 +29,11 @@ THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS).set(
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: auto !important }
 #alternatives .wrap { flex-direction: column; align-items: stretch }
-.textfield .textspan, .textfield .text { display: inline !important; word-break: normal !important }
+.textfield { display: block !important; line-height: 1.9; overflow-wrap: anywhere }
+.textfield, .textfield * { word-break: normal !important }
+.textfield .token-container { display: inline !important }
+.textfield .label { white-space: nowrap }
+#tokens .token { margin: 0 1px; padding: 2px 3px; border-radius: 4px }
 #alternatives label { width: 100%; white-space: normal }
 """
 
@@ -44,7 +48,7 @@ def build() -> gr.Blocks:
             with gr.Tab(name):
                 tab.build(checkpoint)
         for function in (api.infill, api.nearest_sentences, api.generate):
-            gr.api(told(function))
+            gr.api(answered(function))
     return page.queue(default_concurrency_limit=2, max_size=40)
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import gradio as gr
 import words
-from checkpoint import Checkpoint
+from checkpoint import MAX_CHARACTERS, Checkpoint
 from infilling import (
     CLASSES,
     DECODINGS,
@@ -32,7 +32,7 @@ WORDS_HTML = """<p class="hint">Click words to make them a gap, and gaps to undo
 {{#each value}}{{#if breaks}}<br>{{/if}}{{#if shown}}<button type="button" data-index="{{@index}}"
 aria-pressed="{{gap}}" class="{{#if marker}}marker{{else}}{{#if gap}}gap{{/if}}{{/if}}"
 title="{{#if marker}}remove this gap{{else}}{{#if gap}}give the word back{{else}}make this word a gap{{/if}}{{/if}}"
->{{shown}}</button> {{/if}}{{/each}}</div>"""
+>{{{shown}}}</button> {{/if}}{{/each}}</div>"""
 WORDS_CSS = """
 .hint { margin: 0 0 6px; color: var(--body-text-color-subdued); font-size: var(--text-sm) }
 .words { line-height: 2.1; max-height: 15em; overflow-y: auto; padding: 2px }
@@ -82,6 +82,13 @@ def show(found: list[dict], number: int | None) -> list:
 def click(pieces: list[dict], event: gr.EventData):
     pieces = words.click(pieces, event.index)
     return pieces, words.write_text(pieces)
+
+
+def follow(text: str, pieces: list[dict]):
+    """The pieces of a text that was typed; of one that clicks have made, they are there, and know the words behind gaps."""
+    if len(text) > MAX_CHARACTERS:
+        return []
+    return gr.skip() if words.write_text(pieces or []) == text else words.read_pieces(text)
 
 
 def add_gap(text: str) -> tuple[list[dict], str]:
@@ -147,19 +154,10 @@ def editor() -> tuple:
     with gr.Row():
         add = gr.Button("Add a gap at the end")
         button = gr.Button("Fill the gaps", variant="primary", elem_id="fill")
-    gr.Examples(
-        EXAMPLES,
-        text,
-        pieces,
-        words.read_pieces,
-        run_on_click=True,
-        cache_examples=False,
-        api_visibility="private",
-        example_labels=["a sentence", "two gaps with names", "a word"],
-    )
+    gr.Examples(EXAMPLES, text, example_labels=["a sentence", "two gaps with names", "a word"])
     quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     pieces.select(click, pieces, [pieces, text], **quick)
-    text.input(words.read_pieces, text, pieces, trigger_mode="always_last", **quick)
+    text.change(follow, [text, pieces], pieces, trigger_mode="always_last", **quick)
     add.click(add_gap, text, [pieces, text], **quick)
     return text, button
 

@@ -7,7 +7,7 @@ import gradio as gr
 
 
 def told(function):
-    """Shows the message of a `ValueError` in the page, and no stack trace."""
+    """Shows the message of a `ValueError` in the page, which stays as it is."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -16,6 +16,20 @@ def told(function):
         except ValueError as error:
             # the page renders messages as HTML, which would swallow <|gap|>
             message = html.escape(str(error).removeprefix("inputs[0]: "))
-            raise gr.Error(message, title="Not possible", print_exception=False) from error
+            gr.Warning(message, title="Not possible")
+            return gr.skip()
+
+    return call
+
+
+def answered(function):
+    """Gives programs the message of a `ValueError` as their error, and no stack trace."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     return call

@@ -27,13 +27,29 @@ def read_pieces(text: str) -> list[dict]:
     return [
         {
             "text": match[0],
-            "shown": match["marker"][2:-2].replace(":", " ") if match["marker"] else match[0].strip(),
+            "shown": entities(match["marker"][2:-2].replace(":", " ") if match["marker"] else match[0].strip()),
             "marker": match["marker"] is not None,
             "gap": match["marker"] is not None,
             "breaks": "\n" in match[0],
         }
         for match in PIECE.finditer(text)
     ]
+
+
+def entities(text: str) -> str:
+    """
+    A text as HTML of letters, digits and numeric entities. Gradio runs what a template gives as a JavaScript template
+    literal once more, so that `${...}` in a user's text would be code, and a backslash would go.
+
+    Example:
+
+    ```python
+    >>> entities("${it}")
+    '&#36;&#123;it&#125;'
+
+    ```
+    """
+    return "".join(character if character.isalnum() else f"&#{ord(character)};" for character in text)
 
 
 def write_text(pieces: list[dict]) -> str:
