@@ -76,7 +76,7 @@ def check_card(path: str) -> None:
 
 
 def read_data(options) -> list[tuple]:
-    """What to measure: ("stories" or "pairs", name of the data, rows)."""
+    """What to measure: ("stories" or "pairs", the flag that named it, name of the data, rows)."""
     from magnet_eval.embedding import read_graded_pairs
     from magnet_eval.stories import read_cloze, read_stories
 
@@ -85,17 +85,17 @@ def read_data(options) -> list[tuple]:
         path = Path(options.stories)
         file = path / "validation.jsonl" if path.is_dir() else path
         name = path.resolve().name if path.is_dir() else path.stem
-        data.append(("stories", name, read(read_stories, file, "stories", is_story)))
+        data.append(("stories", "--stories", name, read(read_stories, file, "stories", is_story)))
         if path.is_dir() and (path / "sts.tsv").is_file():
-            data.append(("pairs", name, read(read_graded_pairs, path / "sts.tsv", "stories", bool)))
+            data.append(("pairs", "--stories", name, read(read_graded_pairs, path / "sts.tsv", "stories", bool)))
     if options.sts:
-        data.append(("pairs", Path(options.sts).stem, read(read_graded_pairs, options.sts, "sts", bool)))
+        data.append(("pairs", "--sts", Path(options.sts).stem, read(read_graded_pairs, options.sts, "sts", bool)))
     if options.cloze:
         rows = [{"sentences": row} for row in read(read_cloze, options.cloze, "cloze", bool)]
-        data.append(("stories", Path(options.cloze).stem, rows))
+        data.append(("stories", "--cloze", Path(options.cloze).stem, rows))
     if not data:
         raise ValueError("nothing to measure. Name --stories, --sts or --cloze.")
-    return [(kind, name, rows[: options.limit]) for kind, name, rows in data]
+    return [(*what, rows[: options.limit]) for *what, rows in data]
 
 
 def read(reader, path, flag: str, is_row) -> list:
@@ -142,9 +142,8 @@ def measure(model, tokenizer, adapted: bool, data, options) -> list:
         return model.encode(texts, tokenizer, batch_size=options.batch_size)
 
     results, infilling = [], measure_infilling if adapted else measure_causal
-    for kind, name, rows in data:
-        command = f"magnet evaluate --model_name_or_path {Path(options.model_name_or_path).name} "
-        command += f"--stories {name}" if kind == "stories" else f"--sts {name}"
+    for kind, flag, name, rows in data:
+        command = told(options, flag, name)
         if kind == "pairs":
             results.append(measure_similarity(encode, rows, name, command))
             continue
@@ -155,6 +154,13 @@ def measure(model, tokenizer, adapted: bool, data, options) -> list:
         if paraphrases:
             results.append(measure_retrieval(encode, sentences, paraphrases, name, command))
     return results
+
+
+def told(options, flag: str, name: str) -> str:
+    """The command that measures this again, with names in place of this machine's paths."""
+    command = f"magnet evaluate --model_name_or_path {Path(options.model_name_or_path).name} --dtype {options.dtype}"
+    command += f" {flag} {name}" + (" --one_gap" if options.one_gap else "")
+    return command + (f" --limit {options.limit}" if options.limit else "")
 
 
 def table(results) -> str:

@@ -28,7 +28,7 @@ def sampling(options) -> dict:
     given = {name: getattr(options, name) for name in (*SAMPLED, *SEARCHED) if getattr(options, name) is not None}
     for name in SAMPLED:
         if name in given and not options.do_sample:
-            raise ValueError(f"{name}={given[name]}: without effect on greedy fills. Add --do_sample.")
+            raise ValueError(f"{name}={given[name]}: without effect on greedy text. Add --do_sample.")
     if options.seed < 0:
         raise ValueError(f"seed={options.seed}: must not be negative.")
     return given | {"do_sample": True} if options.do_sample else given

@@ -1,10 +1,11 @@
 """What `magnet evaluate` measures of a checkpoint: each figure with its 95 % interval, in the form model cards have."""
 
 import logging
+import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import ConstantInputWarning, spearmanr
 
 from modeling_magnet.eval_results import Measured
 
@@ -99,7 +100,9 @@ def measure_similarity(encode: Callable, pairs: list[tuple[float, str, str]], da
     cosines = (left * right).sum(1)
 
     def spearman(rows):
-        return 100 * spearmanr(cosines[rows], grades[rows]).statistic
+        with warnings.catch_warnings():  # a draw of a few pairs may hold one grade only: it has no correlation
+            warnings.simplefilter("ignore", ConstantInputWarning)
+            return 100 * spearmanr(cosines[rows], grades[rows]).statistic
 
     return _measured("Sentence similarity", "spearman", "Spearman x 100", spearman, len(pairs), dataset, command)
 
@@ -127,7 +130,7 @@ def bootstrap(statistic: Callable, count: int, samples: int = 1000, seed: int = 
     95 % interval of a statistic over `count` rows: the rows are drawn anew, with repetition, `samples` times.
 
     Args:
-        statistic (`Callable[[np.ndarray], float]`): Of row numbers.
+        statistic (`Callable[[np.ndarray], float]`): Of row numbers; draws for which it is NaN do not count.
 
     Example:
 

@@ -127,7 +127,7 @@ def test_line_breaks_of_fills_do_not_break_lines(magnet, monkeypatch):
     [
         (["a <|gap|> b", "--input", "x.txt"], "", "input='x.txt': texts are given as arguments too"),
         (["--input", "gone.txt"], "", "gone.txt: no such file"),
-        (["--temperature", "0.5"], TEXT, "temperature=0.5: without effect on greedy fills"),
+        (["--temperature", "0.5"], TEXT, "temperature=0.5: without effect on greedy text"),
         (["--seed", "-1"], TEXT, "seed=-1: must not be negative"),
         (["--batch_size", "0"], TEXT, "batch_size=0: must be"),
         ([], f"{TEXT}\nno gap here\n", "stdin:2: no gap"),

@@ -15,14 +15,22 @@ from magnet_train.recipes import parse, read_recipe
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = [
+    "magnet_cli.encode",
+    "magnet_cli.ending",
+    "magnet_cli.evaluate",
+    "magnet_cli.infill",
+    "magnet_eval.checkpoint",
+    "magnet_train.help",
     "modeling_magnet.attention_magnet",
     "modeling_magnet.configuration_magnet",
     "modeling_magnet.encoding_magnet",
+    "modeling_magnet.eval_results",
     "modeling_magnet.gaps_magnet",
     "modeling_magnet.infilling_magnet",
     "modeling_magnet.modeling_magnet",
     "modeling_magnet.seams_magnet",
     "modeling_magnet.show_mask",
+    "magnet_check.run",
     "magnet_train.fim",
     "magnet_train.estimate",
     "magnet_train.losses",
