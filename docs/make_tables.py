@@ -10,7 +10,7 @@ from pathlib import Path
 from magnet_eval.free_length_tables import TABLES as FREE_LENGTH
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "infilling.md", DOCS / "scaling.md")
+PAGES = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "infilling.md", DOCS / "scaling.md", DOCS / "check.md")
 
 
 def read(name: str) -> list[dict]:
@@ -117,6 +117,12 @@ def gap_memory() -> str:
 def infill_example() -> str:
     """What examples/infill.py printed."""
     printed = (DOCS / "measured" / "infill_example.txt").read_text(encoding="utf-8")
+    return f"```\n{printed}```"
+
+
+def check_example() -> str:
+    """What `magnet check examples/assets/magnet-tiny` printed."""
+    printed = (DOCS / "measured" / "check.txt").read_text(encoding="utf-8")
     return f"```\n{printed}```"
 
 
@@ -231,6 +237,7 @@ TABLES = (
     infill_ways,
     gap_memory,
     infill_example,
+    check_example,
     train_step,
     *FREE_LENGTH,
 )

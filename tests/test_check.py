@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import struct
 import time
@@ -602,6 +603,15 @@ def test_the_command_reports_in_json(healthy, capsys):
     status = {each["name"]: (each["status"], each["detail"]) for each in report["checks"]}
     assert status["modes, eager"][0] == "ok" and status["modes, sdpa"] == ("skipped", "not asked for")
     assert list(status) == list(CHECKS)
+
+
+def test_the_page_names_every_check():
+    """And its example is of this version: magnet check examples/assets/magnet-tiny > docs/measured/check.txt."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "check.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
+    assert rows == list(dict.fromkeys(re.sub(", (eager|sdpa|fl.*)$", ", ...", name) for name in CHECKS))
+    printed = re.findall(r"^(?:ok|FAIL|skipped) +(.{26})", page, flags=re.MULTILINE)
+    assert [name.strip() for name in printed] == list(CHECKS)
 
 
 def test_a_folder_that_is_none(tmp_path, capsys):

@@ -113,7 +113,9 @@ def test_same_command_twice_writes_the_same_weights(flags, tmp_path):
     assert one == other
 
 
-def test_sscl_without_pairs_is_refused(flags):
+def test_sscl_without_pairs_is_refused_before_a_model_is_loaded(flags, monkeypatch):
+    monkeypatch.setattr("magnet_train.run.build_model", None)
+    monkeypatch.setattr("magnet_train.run.AutoTokenizer", None)
     with pytest.raises(SystemExit, match="magnet train: lambda_sscl=9.0 needs pairs_file, or set lambda_sscl=0"):
         main(flags(pairs_file=None))
 

@@ -90,6 +90,23 @@ def _check_data(data_args, view_args, training_args):
         )
 
 
+def check_pairs(data_args: DataArguments, training_args: MagnetTrainingArguments) -> None:
+    """
+    Refuses SSCL without pairs, before a model is loaded. No part of [`check_arguments`]: to estimate a run's memory, or to
+    look at its settings, nobody needs data.
+
+    Raises:
+        `ValueError` naming the parameters and the fix.
+    """
+    sscl, dropout = training_args.lambda_sscl > 0, data_args.positives == "dropout"
+    if sscl and not dropout and not data_args.pairs_file:
+        raise ValueError(f"lambda_sscl={training_args.lambda_sscl} needs pairs_file, or set lambda_sscl=0.")
+    if data_args.streaming and sscl and dropout and not data_args.pairs_file:
+        raise ValueError(
+            "positives='dropout' with streaming=True: the sentences of a stream are not known in advance. Give pairs_file."
+        )
+
+
 def _check_processes(training_args):
     if training_args.world_size > 1 and training_args.lambda_sscl > 0 and not training_args.dataloader_drop_last:
         raise ValueError(

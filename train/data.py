@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
 from .blocks import Text, tokenize_sentences, tokenize_texts
+from .checks import check_pairs
 from .reading import Document, load_texts
 from .sentences import Pair, PairOrder, count_pairs, fold, group_pairs, identical_pairs, load_pairs, long_sentences
 from .streaming import BlockStream, StreamCallback, StreamedDataset, source_fingerprint
@@ -123,7 +124,7 @@ class TrainingData:
 
 def build_data(config, tokenizer, data_args, view_args, training_args) -> TrainingData:
     """Loads and tokenizes texts and pairs, as the arguments say, and logs what is in them."""
-    check_data(data_args, training_args)
+    check_pairs(data_args, training_args)
 
     def load(source):
         return load_texts(source, data_args.text_column, data_args.on_bad) if source else []
@@ -153,17 +154,6 @@ def build_data(config, tokenizer, data_args, view_args, training_args) -> Traini
         fingerprint={"train": fingerprint, "pairs": hash_ids(ids for pair in pairs for ids in pair)},
         callbacks=callbacks,
     )
-
-
-def check_data(data_args, training_args) -> None:
-    """Refuses what no data can be built from, before anything is read."""
-    sscl, dropout = training_args.lambda_sscl > 0, data_args.positives == "dropout"
-    if sscl and not dropout and not data_args.pairs_file:
-        raise ValueError(f"lambda_sscl={training_args.lambda_sscl} needs pairs_file, or set lambda_sscl=0.")
-    if data_args.streaming and sscl and dropout and not data_args.pairs_file:
-        raise ValueError(
-            "positives='dropout' with streaming=True: the sentences of a stream are not known in advance. Give pairs_file."
-        )
 
 
 def active_views(view_args, training_args):

@@ -14,6 +14,7 @@ from modeling_magnet import MagnetLlamaForCausalLM
 from modeling_magnet.export import save_checkpoint
 
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
+from .checks import check_pairs
 from .curves import CurvesCallback
 from .data import build_data
 from .estimate import estimate
@@ -94,6 +95,7 @@ def train(
 
 def build_trainer(model_args, data_args, view_args, training_args):
     """The trainer of a run, and its data."""
+    check_pairs(data_args, training_args)
     set_seed(training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     model = build_model(model_args, view_args, tokenizer)
