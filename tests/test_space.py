@@ -283,6 +283,12 @@ def page():
         server.wait(30)
 
 
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Where screenshots go: MAGNET_SCREENSHOTS=docs writes docs/space.png anew."""
+    return ROOT / os.environ["MAGNET_SCREENSHOTS"] if "MAGNET_SCREENSHOTS" in os.environ else tmp_path
+
+
 def _wait_for(url: str, server) -> None:
     for _ in range(600):
         assert server.poll() is None, "the server ended"
@@ -301,8 +307,10 @@ def _picture_of(page, name: str) -> str:
 
 
 @pytest.mark.slow
-def test_infill_in_a_browser(page):
+def test_infill_in_a_browser(page, pictures):
     from playwright.sync_api import expect
+
+    page.screenshot(path=str(pictures / "space.png"), full_page=True)
 
     box = page.locator("#text textarea")
     page.locator("#words button", has_text="tray").click()
@@ -319,7 +327,7 @@ def test_infill_in_a_browser(page):
     page.locator("#alternatives label").nth(1).click()
     expect(page.locator("#filled")).not_to_have_text(first)
     expect(page.locator("#tokens")).to_contain_text("END")
-    assert page.locator("#token_table tbody tr").count() > 2
+    expect(page.locator("#token_table")).to_contain_text("how")
     assert page.faults == []
 
 
@@ -336,7 +344,7 @@ def test_errors_in_a_browser_are_our_messages(page):
 
 
 @pytest.mark.slow
-def test_pictures_in_a_browser(page, tmp_path):
+def test_pictures_in_a_browser(page, pictures):
     from playwright.sync_api import expect
 
     for tab, name, button in (("Embed", "heat_map", "#embed"), ("Attention", "mask", "#draw")):
@@ -346,7 +354,7 @@ def test_pictures_in_a_browser(page, tmp_path):
         text.fill("It rained.\nIt snowed." if tab == "Embed" else "Anna <|gap|> slept.")
         page.locator(button).click()
         expect(page.locator(f"#{name} img")).not_to_have_attribute("src", before, timeout=60_000)
-        page.screenshot(path=str(tmp_path / f"{name}.png"))
+        page.screenshot(path=str(pictures / f"space_{name}.png"), full_page=True)
     page.get_by_role("tab", name="Generate").click()
     expect(page.locator("#verdict")).to_contain_text("bit for bit")
     assert page.faults == []

@@ -23,9 +23,7 @@ One set of Llama weights **fills gaps** in text (hybrid attention), **embeds** i
 TABS = {"Infill": infill_tab, "Embed": embed_tab, "Generate": generate_tab, "Attention": attention_tab}
 # fonts of the system: nothing is fetched from elsewhere
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS).set(
-    block_title_background_fill="none", block_title_padding="0", block_label_background_fill="none"
-)
+THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS)
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: auto !important }
 #alternatives .wrap { flex-direction: column; align-items: stretch }
@@ -33,7 +31,9 @@ CSS = """
 .textfield, .textfield * { word-break: normal !important }
 .textfield .token-container { display: inline !important }
 .textfield .label { white-space: nowrap }
-#tokens .token { margin: 0 1px; padding: 2px 3px; border-radius: 4px }
+#tokens .token.highlighted { display: inline-block; line-height: 1.4; margin: 2px 1px; padding: 2px 3px; border-radius: 4px }
+[data-testid="block-info"], [data-testid="block-label"] { background: none !important; padding: 0 !important }
+[data-testid="block-label"] { position: static !important; box-shadow: none !important; border: none !important }
 #alternatives label { width: 100%; white-space: normal }
 """
 

@@ -26,6 +26,9 @@ EXAMPLES = [
     "Anna found a <|gap:what|> in the garden. <|gap:then|> Her mother laughed.",
     "Tom was hungry. His mother cooked a big <|gap|>. He ate it all.",
 ]
+GAP_COLORS = {
+    f"gap {number + 1}": color for number, color in enumerate(["#6366f1", "#1d9a6c", "#d97706", "#0891b2"] * 2)
+}
 SHADES = dict(zip(CLASSES, ["#1d7a57", "#8fd0b3", "#f6c177", "#e5737c"]))
 WORDS_HTML = """<p class="hint">Click words to make them a gap, and gaps to undo them</p>
 <div class="words" role="group" aria-label="Words of the text; press one to make it a gap">
@@ -145,7 +148,6 @@ def editor() -> tuple:
         words.read_pieces(EXAMPLES[0]),
         label="Words",
         container=True,
-        padding=True,
         html_template=WORDS_HTML,
         css_template=WORDS_CSS,
         js_on_load=WORDS_JS,
@@ -167,7 +169,7 @@ def results(first: list) -> list:
     radio, found, filled, tokens, remarks, table = first
     with gr.Row():
         with gr.Column(scale=3):
-            filled = gr.HighlightedText(filled, label="Filled text", elem_id="filled")
+            filled = gr.HighlightedText(filled, label="Filled text", color_map=GAP_COLORS, elem_id="filled")
             radio = gr.Radio(
                 radio["choices"],
                 value=0,
