@@ -1,9 +1,6 @@
 """SentenceTransformer(folder) gives the vectors of model.encode(), and the same folder stays a generator."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_magnet.export import save_checkpoint
+from modeling_magnet.sentence_transformer import INSTRUCTIONS
 
 TEXTS = [
     "",
@@ -134,24 +132,46 @@ def test_the_folder_stays_a_generator(folder, model, tokenizer):
     torch.testing.assert_close(generator(later).logits[:, :-1], logits, rtol=0, atol=1e-5)  # no token sees the next
 
 
-ELSEWHERE = """
-import sys
-for name in ("modeling_magnet", "configuration_magnet"):
-    sys.modules[name] = None  # importing it fails, as where this project is not installed
-import json
-from sentence_transformers import SentenceTransformer
-folder, texts = sys.argv[1], json.loads(sys.argv[2])
-vectors = SentenceTransformer(folder, trust_remote_code=True, device="cpu").encode(texts)
-print(json.dumps(vectors.tolist()))
-"""
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("tokens", [511, 512, 513, 600])
+@pytest.mark.parametrize("prompt", ["", "Given the sentence, find its representation: "])
+def test_texts_at_the_limit_keep_their_end_token(loaded, model, tokenizer, monkeypatch, prompt, tokens, side):
+    """`tokens` counts [BOS], prompt, text and [EOS]."""
+    monkeypatch.setattr(loaded.tokenizer, "padding_side", side)
+    used = len(tokenizer(f"{prompt}Tom", add_special_tokens=False).input_ids) + 2
+    text = "Tom" + " was" * (tokens - used)
+    whole = tokenizer(prompt + text, add_special_tokens=False).input_ids
+    assert len(whole) + 2 == tokens
+    features = loaded.preprocess([text, "Tom."], prompt=prompt)
+    ids = features["input_ids"][0][features["attention_mask"][0].bool()].tolist()
+    kept = whole[: 512 - 2]
+    assert ids == [tokenizer.bos_token_id, *kept, tokenizer.eos_token_id]
+    assert_same(loaded.encode([text, "Tom."], prompt=prompt), model.encode([text, "Tom."], tokenizer, prompt.strip()))
 
 
-def test_where_this_project_is_not_installed(text_magnet, tokenizer, tmp_path):
-    model = text_magnet()
-    save_checkpoint(model, tokenizer, tmp_path / "checkpoint")
-    settings = {"HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "checkpoint"), json.dumps(TEXTS)]
-    run = subprocess.run(command, env=os.environ | settings, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    vectors = np.array(json.loads(run.stdout.splitlines()[-1]))
-    assert_same(vectors, model.encode(TEXTS, tokenizer))
+def test_prompts_of_the_paper_by_name(loaded, model, tokenizer):
+    instruction = "Retrieve semantically similar text"
+    expected = model.encode(TEXTS, tokenizer, instruction=instruction)
+    assert_same(loaded.encode(TEXTS, prompt_name="STS"), expected)
+    assert np.abs(expected - model.encode(TEXTS, tokenizer)).max() > 1e-3
+    assert set(loaded.prompts) == {"query", "document", "magnet", *INSTRUCTIONS}
+    assert loaded.prompts["TwentyNewsgroupsClustering"] == "Identify the topic or theme of the given news articles "
+
+
+def test_truncated_vectors_and_similarity(folder, loaded, expected):
+    short = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu", truncate_dim=16)
+    vectors = short.encode(TEXTS, normalize_embeddings=True)
+    lengths = np.linalg.norm(expected[:, :16], axis=1, keepdims=True)
+    assert_same(vectors, expected[:, :16] / lengths)
+    similarity = loaded.similarity(expected, expected).numpy()
+    assert_same(similarity, expected @ expected.T)
+    assert_same(similarity.diagonal(), np.ones(len(TEXTS)))
+
+
+@pytest.mark.slow
+def test_several_processes(loaded, expected):
+    pool = loaded.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        assert_same(loaded.encode(TEXTS, pool=pool, chunk_size=2), expected)
+    finally:
+        loaded.stop_multi_process_pool(pool)
