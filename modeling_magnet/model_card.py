@@ -71,15 +71,13 @@ def refresh_model_card(folder: str | Path, repo_id: str | None = None) -> bool:
     Returns:
         `bool`: `False` if the card was written or edited by hand. Then it stays as it is.
     """
-    folder = Path(folder)
-    if not (folder / CARD).is_file() or (mark := _mark(folder)) is None:
-        if (folder / CARD).is_file():
-            logger.warning("%s was edited by hand and stays as it is.", CARD)
-            return False
-        form, named = "magnet", None
-    else:
-        form, named = mark[1], mark[2] or None
-    write_model_card(_config(folder), folder, form, repo_id=repo_id or named)
+    folder, config = Path(folder), _config(Path(folder))
+    mark = _mark(folder)
+    if mark is None and (folder / CARD).is_file():
+        logger.warning("%s was edited by hand and stays as it is.", CARD)
+        return False
+    form, named = (_form(config, folder), None) if mark is None else (mark[1], mark[2] or None)
+    write_model_card(config, folder, form, repo_id=repo_id or named)
     return True
 
 
@@ -110,6 +108,15 @@ def _config(folder: Path):
         return None
     kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     return (MagnetLlamaConfig if kind == "magnet_llama" else LlamaConfig).from_pretrained(folder)
+
+
+def _form(config, folder: Path) -> str:
+    """Of a checkpoint that has no card."""
+    if (folder / "adapter_config.json").is_file():
+        return "adapter"
+    if isinstance(config, MagnetLlamaConfig):
+        return "merged" if config.adapter is None and config.causal_adapter else "magnet"
+    return "encoder" if config.architectures == ["LlamaModel"] else "generator"
 
 
 # ------------------------------------------------------------------------------------------------------- the metadata

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from transformers import LlamaConfig
 
 from modeling_magnet import MagnetLlamaConfig
 from modeling_magnet.card_facts import Origin, read_origin
 from modeling_magnet.card_texts import FORMS
 from modeling_magnet.eval_results import Measured, read_eval_results, write_eval_results
 from modeling_magnet.export import save_checkpoint
+from modeling_magnet.forms import export_checkpoint
 from modeling_magnet.model_card import checkpoint_origin, is_generated, refresh_model_card, write_model_card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +161,20 @@ def test_a_refreshed_card_keeps_form_and_name(tmp_path):
     assert FORMS["merged"].title in text_of(tmp_path) and '"anna/tiny"' in text_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "form"),
+    [
+        (CONFIG, "magnet"),
+        (MagnetLlamaConfig(hidden_size=64, num_attention_heads=4, causal_adapter=True), "merged"),
+        (LlamaConfig(architectures=["LlamaModel"]), "encoder"),
+        (LlamaConfig(architectures=["LlamaForCausalLM"]), "generator"),
+    ],
+)
+def test_a_checkpoint_without_a_card_gets_that_of_its_form(tmp_path, config, form):
+    config.save_pretrained(tmp_path)
+    assert refresh_model_card(tmp_path) and FORMS[form].title in text_of(tmp_path)
+
+
 # ---------------------------------------------------------------------------------------------------- measured figures
 
 
@@ -231,16 +247,20 @@ def test_the_shipped_card_is_of_this_clone():
 
 
 def test_snippets_run_where_the_project_is_not_installed(tmp_path, text_magnet, tokenizer):
-    model = text_magnet()
-    save_checkpoint(model, tokenizer, tmp_path / "magnet")
-    exact = text_magnet(infill_end_token_id=None)
-    save_checkpoint(exact, tokenizer, tmp_path / "exact")
-    write_model_card(exact.config, tmp_path / "exact", "merged")
-    folders = [str(tmp_path / name) for name in ("magnet", "exact")]
+    save_checkpoint(
+        text_magnet(infill_end_token_id=None), tokenizer, tmp_path / "exact"
+    )  # its infill() needs a length
+    save_checkpoint(text_magnet(), tokenizer, tmp_path / "magnet")
+    for form in ("encoder", "generator", "adapter"):
+        export_checkpoint(tmp_path / "magnet", tmp_path / form, form)
+    folders = [str(tmp_path / name) for name in ("exact", "magnet", "encoder", "generator", "adapter")]
     settings = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | settings
     command = [sys.executable, "-I", str(ROOT / "tests" / "run_card.py"), *folders]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("== ") == 4 and done.stdout.count("(2, 64)") == 4
-    assert "Tom was hungry. " in done.stdout
+    printed = re.findall(r"== (\w+)\n(.*?)(?=== |\Z)", done.stdout, flags=re.DOTALL)
+    assert [name for name, _ in printed] == ["exact", "exact", "magnet", "magnet", "encoder", "generator", "adapter"]
+    for name, text in printed:
+        assert text.strip(), name
+    assert done.stdout.count("Tom was hungry. ") == 3 and done.stdout.count("(2, 64)") == 5
