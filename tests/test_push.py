@@ -65,6 +65,8 @@ def folder(saved, tmp_path):
 def hub(monkeypatch, tmp_path):
     with FakeHub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("{repo_id}")
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{''.join(template[1:])}")
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -325,7 +327,7 @@ def test_a_fresh_process_loads_what_was_pushed(hub, folder, model, tokenizer, tm
     source = (Path(__file__).parent / "fresh_process.py").read_text(encoding="utf-8")
     (tmp_path / "not_installed.py").write_text(source.split("import torch")[0])
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "0", "HF_HUB_ETAG_TIMEOUT": "60"}
     environment.pop("PYTHONPATH", None)
     run = subprocess.run(
         [sys.executable, "-I", "-c", LOADER, str(tmp_path), revision],

@@ -1,0 +1,134 @@
+"""
+The forms `generator` and `encoder` in llama.cpp, against the checkpoint they were made of. Writes docs/measured/llama_cpp.json.
+
+    pip install xllamacpp gguf sentencepiece
+    pip download --no-deps --no-binary :all: llama-cpp-python && tar xzf llama_cpp_python-*.tar.gz
+    python benchmarks/llama_cpp.py llama_cpp_python-*/vendor/llama.cpp
+
+The argument is a source tree of llama.cpp, for its convert_hf_to_gguf.py; llama.cpp itself runs inside `xllamacpp`.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.forms import export_checkpoint
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "examples" / "assets" / "magnet-tiny"
+STORIES = ROOT / "examples" / "assets" / "everyday-stories" / "validation.jsonl"
+WRITTEN = ROOT / "docs" / "measured" / "llama_cpp.json"
+SENTENCES, PROMPTS, NEW_TOKENS = 64, 16, 40
+
+# llama.cpp knows a BPE tokenizer's pre-tokenizer by a hash over what it makes of one text, so it knows published tokenizers
+# only. magnet-tiny's own is byte-level BPE with GPT-2's pattern, and the converter has to be told.
+CONVERT = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0] + "/convert_hf_to_gguf.py", run_name="__main__")
+"""
+
+
+def convert(llama_cpp: str, folder: Path, kind: str) -> Path:
+    target = folder.with_name(f"{folder.name}-{kind}.gguf")
+    command = [sys.executable, "-c", CONVERT, llama_cpp, str(folder), "--outtype", kind, "--outfile", str(target)]
+    subprocess.run(command, check=True, capture_output=True)
+    return target
+
+
+def serve(path: Path, **settings):
+    """A llama.cpp server in this process, one thread, its cache in float32 as ours is."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_batch, params.n_ubatch = str(path), 512, 512, 512
+    params.n_parallel, params.n_gpu_layers, params.warmup = 1, 0, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    for name, value in settings.items():
+        setattr(params, name, value)
+    return xllamacpp.Server(params)
+
+
+def vectors(path: Path, texts: list[str], **settings) -> np.ndarray:
+    import xllamacpp
+
+    pooling = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_LAST
+    server = serve(path, embedding=True, pooling_type=pooling, **settings)
+    answer = server.handle_embeddings({"input": texts, "model": "encoder"})
+    found = np.array([each["embedding"] for each in answer["data"]])
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def compare_vectors(found: np.ndarray, expected: np.ndarray) -> dict:
+    return {
+        "largest_difference": float(abs(found - expected).max()),
+        "smallest_cosine": float((found * expected).sum(1).min()),
+    }
+
+
+def continuations(path: Path, prompts: list[str]) -> list[str]:
+    server, found = serve(path), []
+    for prompt in tqdm(prompts, desc=path.name, leave=False):
+        answer = server.handle_completions({"prompt": prompt, "n_predict": NEW_TOKENS, "temperature": 0})
+        found.append(answer["choices"][0]["text"])
+    return found
+
+
+@torch.no_grad()
+def our_continuations(model, tokenizer, prompts: list[str]) -> list[str]:
+    texts = []
+    for prompt in tqdm(prompts, desc="ours", leave=False):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        texts.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+def main(llama_cpp: str) -> None:
+    import xllamacpp
+
+    torch.set_num_threads(1)
+    lines = STORIES.read_text(encoding="utf-8").splitlines()
+    sentences = [json.loads(line)["sentences"][0] for line in lines[:SENTENCES]]
+    prompts = [" ".join(sentence.split()[:6]) for sentence in sentences[:PROMPTS]]
+    model = MagnetLlamaForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    expected, ours = model.encode(sentences, tokenizer), our_continuations(model, tokenizer, prompts)
+    instructed = [f"{model.config.representation_prompt} {sentence}" for sentence in sentences]
+    causal = xllamacpp.llama_attention_type.LLAMA_ATTENTION_TYPE_CAUSAL
+    measured = {"xllamacpp": version("xllamacpp"), "gguf": version("gguf"), "sentences": len(sentences)}
+    measured |= {"prompts": len(prompts), "new_tokens": NEW_TOKENS}
+    with tempfile.TemporaryDirectory() as scratch:
+        for form in ("encoder", "generator"):
+            export_checkpoint(CHECKPOINT, Path(scratch) / form, form, dtype="float32")
+        for kind in ("f32", "f16", "q8_0"):
+            encoder = convert(llama_cpp, Path(scratch) / "encoder", kind)
+            generator = convert(llama_cpp, Path(scratch) / "generator", kind)
+            same = sum(a == b for a, b in zip(continuations(generator, prompts), ours))
+            measured[kind] = {"same_greedy_texts": same} | compare_vectors(vectors(encoder, instructed), expected)
+        encoder = Path(scratch) / "encoder-f32.gguf"
+        wrong = compare_vectors(vectors(encoder, instructed, attention_type=causal), expected)
+        measured["f32_if_attention_were_causal"] = wrong
+        measured["f32_without_instruction"] = compare_vectors(vectors(encoder, sentences), expected)
+        half = xllamacpp.ggml_type.GGML_TYPE_F16
+        cache = compare_vectors(vectors(encoder, instructed, cache_type_k=half, cache_type_v=half), expected)
+        measured["f32_with_the_default_f16_cache"] = cache
+    WRITTEN.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(measured, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
