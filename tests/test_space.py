@@ -279,7 +279,7 @@ def page():
             yield opened
             browser.close()
     finally:
-        server.terminate()
+        server.kill()  # it would wait for connections that browsers keep open
         server.wait(30)
 
 
@@ -334,7 +334,10 @@ def test_infill_in_a_browser(page, pictures):
 @pytest.mark.slow
 def test_errors_in_a_browser_are_our_messages(page):
     page.get_by_role("tab", name="Infill").click()
-    page.locator("#text textarea").fill("Nothing is missing.")
+    from playwright.sync_api import expect
+
+    page.locator("#text textarea").fill(r"Pay ${5} {{now}} <b>! \<|gap|>")  # nothing in it is run or taken for HTML
+    expect(page.locator("#words button")).to_have_text(["Pay", "${5}", "{{now}}", "<b>!", r"\<|gap|>"])
     page.locator("#fill").click()
     toast = page.locator(".toast-body")
     toast.wait_for(timeout=60_000)
@@ -350,11 +353,26 @@ def test_pictures_in_a_browser(page, pictures):
     for tab, name, button in (("Embed", "heat_map", "#embed"), ("Attention", "mask", "#draw")):
         page.get_by_role("tab", name=tab).click()
         before = _picture_of(page, name)
+        page.screenshot(path=str(pictures / f"space_{name}.png"), full_page=True)
         text = page.locator("textarea:visible").first
         text.fill("It rained.\nIt snowed." if tab == "Embed" else "Anna <|gap|> slept.")
         page.locator(button).click()
         expect(page.locator(f"#{name} img")).not_to_have_attribute("src", before, timeout=60_000)
-        page.screenshot(path=str(pictures / f"space_{name}.png"), full_page=True)
     page.get_by_role("tab", name="Generate").click()
     expect(page.locator("#verdict")).to_contain_text("bit for bit")
     assert page.faults == []
+
+
+@pytest.mark.slow
+def test_programs_may_call(page):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(page.url, verbose=False)
+    found = client.predict(STORY, length=5, api_name="/infill")
+    assert found[0]["gaps"][0]["finish_reason"] == "exact_length" and len(found[0]["gaps"][0]["tokens"]) == 5
+    assert client.predict("rain", ["It rained.", "A cake."], api_name="/nearest_sentences")[0][0] == 1
+    with pytest.raises(AppError, match="no gap"):
+        client.predict("Nothing is missing.", api_name="/infill")
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(endpoints) == {"/infill", "/nearest_sentences", "/generate"}

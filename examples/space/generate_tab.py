@@ -17,12 +17,12 @@ COLORS = {"as the base": "#a7d8c4", "differs": "#f3b0b5"}
 def build(checkpoint: Checkpoint) -> None:
     """Draws the tab."""
 
-    def generate(prompt: str, max_new_tokens: int, temperature: float, seed: int):
+    def go_on(prompt: str, max_new_tokens: int, temperature: float, seed: int):
         results = compare(checkpoint, prompt, max_new_tokens, temperature, seed)
         texts = [highlighted(checkpoint, prompt, results[name], results[BASE]) for name in TITLES]
         return [*texts, verdict(checkpoint, results), measures(results)]
 
-    *texts, said, rows = generate(PROMPTS[0], 40, 0.0, 0)
+    *texts, said, rows = go_on(PROMPTS[0], 40, 0.0, 0)
     with gr.Row():
         with gr.Column(scale=3):
             prompt = gr.Textbox(PROMPTS[0], label="Beginning", lines=2, max_lines=8)
@@ -48,7 +48,7 @@ def build(checkpoint: Checkpoint) -> None:
     )
     gr.on(
         [button.click, prompt.submit],
-        told(generate),
+        told(go_on),
         [prompt, count, temperature, seed],
         [*shown, said, table],
         api_visibility="private",
