@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,15 +51,19 @@ def test_help_of_a_command_has_an_example(name, capsys):
     assert "usage: magnet" in printed
 
 
+def cpu_seconds_of_children() -> float:
+    return os.times().children_user + os.times().children_system
+
+
 def test_help_imports_nothing_heavy():
-    """In one process after another; the limit on the time is generous, for machines that do other things as well."""
+    """The limit is on CPU seconds, for machines that do other things as well."""
     code = "import sys; from magnet_cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit as e: assert not e.code\n"
     code += "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'modeling_magnet', 'huggingface_hub'} & set(sys.modules)"
     code += "\nassert not heavy, heavy"
     for args in ([], ["--version"], *([name, "--help"] for name in PRESENT)):
-        began = time.process_time(), os.times().children_user + os.times().children_system
+        began = cpu_seconds_of_children()
         subprocess.run([sys.executable, "-c", code, *args], check=True, stdout=subprocess.DEVNULL)
-        assert os.times().children_user + os.times().children_system - began[1] < 0.5, args
+        assert cpu_seconds_of_children() - began < 0.5, args
 
 
 def test_help_all_explains_what_transformers_adds(capsys):
@@ -161,6 +166,19 @@ def test_a_reader_that_has_gone_is_no_error():
     assert done.stdout.splitlines()[0].startswith("usage: magnet train")
     assert done.stdout.splitlines()[-1] in ("0", "141")  # 0 where all was written before head left
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_quietly_and_leaves_no_file(number, code, tmp_path):
+    command = [MAGNET, "encode", "--output", tmp_path / "v.npy"]
+    running = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.iterdir()):  # it has begun to write
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(number)
+    _, printed = running.communicate(timeout=120)
+    assert running.returncode == code and "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
 
 
 def test_output_is_utf8_whatever_the_locale(monkeypatch):

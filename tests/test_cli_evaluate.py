@@ -39,9 +39,7 @@ def test_figures_of_a_checkpoint(magnet, tmp_path):
         low, high = row["interval"]
         assert low <= row["value"] <= high and row["dataset_name"] == "everyday-stories"
         assert f"{row['value']:.2f}" in printed and str(STORIES) not in row["command"]
-        assert row["command"].endswith(" --limit 4") and ("--one_gap" in row["command"]) == (
-            "--sts" not in row["command"]
-        )
+        assert row["command"].endswith(" --stories everyday-stories --one_gap --limit 4")
 
 
 def test_a_llama_is_read_from_left_to_right(magnet, base_model_path, tmp_path):
