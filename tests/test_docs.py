@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from magnet_cli.main import main as magnet
 from magnet_train.recipes import parse, read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ MODULES = [
     "modeling_magnet.configuration_magnet",
     "modeling_magnet.encoding_magnet",
     "modeling_magnet.eval_results",
+    "modeling_magnet.forms",
     "modeling_magnet.gaps_magnet",
     "modeling_magnet.infilling_magnet",
     "modeling_magnet.modeling_magnet",
@@ -61,7 +63,7 @@ def test_readme_python_blocks_run(monkeypatch, capsys):
         exec(compile(block, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out
     assert printed.count("Mina slid a tray of rolls into her oven. ") == 2
-    assert "exact_length" in printed and "(3, 192)" in printed and "(1, 192)" in printed
+    assert "exact_length" in printed and "(3, 192)" in printed and "tensor([[" in printed
 
 
 def test_readme_training_commands_parse():
@@ -72,6 +74,17 @@ def test_readme_training_commands_parse():
         model_args, data_args, _, _ = parse([*flags, "--use_cpu", "true"])  # the recipes expect a GPU
         assert model_args.model_name_or_path == flags[flags.index("--model_name_or_path") + 1]
         assert data_args.pairs_file == "pairs.jsonl"
+
+
+def test_readme_commands_have_the_flags_it_names(capsys):
+    commands = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    others = [shlex.split(c, comments=True)[1:] for c in commands if re.match(r"magnet (?!train)", c)]
+    assert {name for name, *_ in others} == {"infill", "encode", "generate", "evaluate", "check", "push", "export"}
+    for name, *arguments in others:
+        with pytest.raises(SystemExit):
+            magnet([name, "--help"])
+        known = capsys.readouterr().out
+        assert all(flag in known for flag in arguments if flag.startswith("--")), name
 
 
 def test_readme_make_targets_exist():
