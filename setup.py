@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "quantized": ["bitsandbytes>=0.48"],
+        "space": ["gradio>=6.31,<7", "playwright>=1.65"],
         "eval": ["rouge-score>=0.1.2"],
         "dev": ["hypothesis", "pytest", "pytest-xdist", "rouge-score>=0.1.2", "ruff", "tensorboard"],
     },
