@@ -1,5 +1,6 @@
 """The Space: what its tabs compute, without gradio; and, marked slow, the page in a real browser."""
 
+import doctest
 import html
 import math
 import os
@@ -70,6 +71,11 @@ def test_pieces_find_the_gaps_that_infill_finds(text, checkpoint):
     parts = checkpoint.module("gaps_magnet").split_at_gaps(text, "<|gap|>")
     gaps = sum(not isinstance(part, str) for part in parts)
     assert sum(piece["marker"] for piece in words.read_pieces(text)) == gaps
+
+
+def test_docstring_examples_of_words():
+    result = doctest.testmod(words)
+    assert result.attempted == 2 and result.failed == 0
 
 
 def test_clicked_neighbours_are_one_gap_and_come_back():
