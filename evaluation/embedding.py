@@ -48,14 +48,14 @@ def encode_causal(model, texts: list[str], tokenizer, pooling: str = "last_token
     for first in range(0, len(texts), batch_size):
         rows = [[tokenizer.bos_token_id, *_ids(f"{prompt} {t}", tokenizer)] for t in texts[first : first + batch_size]]
         rows = [torch.tensor([*row, tokenizer.eos_token_id]) for row in rows]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(ids.device)
         hidden = model.model(ids, attention_mask=mask, attention_mode="causal", use_cache=False).last_hidden_state
         if pooling == "mean":
             vectors.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
         else:
             vectors.append(hidden[torch.arange(len(rows)), mask.sum(1) - 1])
-    return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=-1).numpy()
+    return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=-1).cpu().numpy()
 
 
 def _ids(text, tokenizer):
