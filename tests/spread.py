@@ -29,7 +29,7 @@ COMMON = {
 CASES = {
     "lora": {},
     "projection head": {"projection_head": "mlp"},
-    "checkpointed activations": {"activation_checkpointing": True, "projection_head": "linear"},
+    "checkpointed activations": {"gradient_checkpointing": True, "projection_head": "linear"},
     "chunks": {"sscl_chunk_size": 1},
     "second stage alone": {"sscl_alone": True, "projection_head": "linear"},
     "kl": {"causal_adapter": True, "lambda_kl": 1.0, "view": {"all_span_ratio": 0.4, "span_max": 8}},

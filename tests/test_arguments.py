@@ -334,7 +334,7 @@ def test_value_of_a_wrong_type_is_named_with_its_source(recipe, tmp_path):
         (["--remove_unused_columns"], ["remove_unused_columns=True"]),
         (["--label_names", "labels"], ["label_names=['labels']"]),
         (["--label_smoothing_factor", "0.1"], ["label_smoothing_factor=0.1"]),
-        (["--activation_checkpointing_kwargs", '{"use_reentrant": true}'], ["use_reentrant", "several processes"]),
+        (["--gradient_checkpointing_kwargs", '{"use_reentrant": true}'], ["use_reentrant", "several processes"]),
     ],
     ids=lambda value: " ".join(value) if str(value[0]).startswith("--") else "",
 )

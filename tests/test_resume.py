@@ -29,7 +29,7 @@ VARIANTS = {
     "second stage alone": {"sscl_alone": True},
     "two workers": {"dataloader_num_workers": 2},
     "two workers that stay": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
-    "checkpointed activations": {"activation_checkpointing": True},
+    "checkpointed activations": {"gradient_checkpointing": True},
     "bfloat16": {"bf16": True},
 }
 

@@ -3,7 +3,6 @@
 Each refuses values that are wrong by themselves; `checks.py` refuses those that do not go together.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +47,7 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
         self._check_fixed()
         self.data_seed = self.seed if self.data_seed is None else self.data_seed  # else torch's at that moment
         super().__post_init__()
+        self._check_checkpointing()
         self.run_name = self.run_name or Path(self.output_dir).resolve().name
         if self.lambda_mntp == self.lambda_sscl == self.lambda_msg == 0:
             raise ValueError("lambda_mntp, lambda_sscl and lambda_msg are all 0: nothing would be trained.")
@@ -79,14 +79,16 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor}: the losses have none. Leave it out."
             )
-        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
-            value = getattr(self, name)
-            value = json.loads(value) if isinstance(value, str) else value
-            if value and value.get("use_reentrant"):
-                raise ValueError(
-                    f"{name}={value}: reentrant checkpointing gives wrong gradients with LoRA in several processes. "
-                    "Leave use_reentrant out."
-                )
+
+    def _check_checkpointing(self):
+        kwargs = (
+            self.gradient_checkpointing_kwargs or {}
+        )  # the old name mirrors the new one, and has been there longer
+        if kwargs.get("use_reentrant"):
+            raise ValueError(
+                f"activation_checkpointing_kwargs={kwargs}: reentrant checkpointing gives wrong gradients with LoRA in several "
+                "processes. Leave use_reentrant out."
+            )
 
     @property
     def pairs_per_row(self) -> int:

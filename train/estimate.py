@@ -69,7 +69,7 @@ def run_of(model_args, data_args, view_args, training_args) -> Run:
         labelled=labelled_positions(rows, data_args.max_length, view_args),
         pairs=(min(chunk, pairs) if chunk else pairs) if training_args.lambda_sscl > 0 else 0,
         pair_length=data_args.pair_max_length,
-        checkpointing=training_args.activation_checkpointing,
+        checkpointing=training_args.gradient_checkpointing,  # what older releases call it; both are set
         sharding=_sharding(),
         processes=training_args.world_size,
         optimizer_bytes=2 if "8bit" in training_args.optim else 0 if training_args.optim == "sgd" else 8,
