@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .arguments import MagnetTrainingArguments
 from .checkpointing import checkpoints, newest_complete, problem, read_complete, step_of
+from .fields import TrainingFields
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def run_settings(model_args, data_args, view_args, training_args, fingerprint: d
     for group in (model_args, data_args, view_args):
         names = {field.name for field in dataclasses.fields(group)} - ELSEWHERE
         settings |= {name: getattr(group, name) for name in sorted(names)}
-    own = set(MagnetTrainingArguments.__annotations__) - OWN_ELSEWHERE
+    own = {field.name for field in dataclasses.fields(TrainingFields)} - OWN_ELSEWHERE
     settings |= {name: getattr(training_args, name) for name in sorted({*own, *STOCK})}
     settings |= {f"data: {name}": digest for name, digest in sorted(fingerprint.items())}
     return json.loads(json.dumps(settings, default=str))
