@@ -18,7 +18,7 @@ def replacing(output: str) -> Iterator:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with sigterm_as_exit(), open(unfinished, "wb+") as file:
+        with deleted_at_sigterm(unfinished), open(unfinished, "wb+") as file:
             yield file
         os.replace(unfinished, path)
     finally:
@@ -26,12 +26,18 @@ def replacing(output: str) -> Iterator:
 
 
 @contextlib.contextmanager
-def sigterm_as_exit() -> Iterator:
-    """SIGTERM would end the process at once and leave what is unfinished on the disk."""
+def deleted_at_sigterm(unfinished: Path) -> Iterator:
+    """SIGTERM would end the process at once and leave what is unfinished on the disk. The process leaves from within the
+    handler: an exception raised there is lost when it falls into the import of a C extension."""
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+    def leave(number, _):
+        unfinished.unlink(missing_ok=True)
+        os._exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:

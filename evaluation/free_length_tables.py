@@ -104,10 +104,10 @@ def free_length_perplexity() -> str:
     return markdown(["", "perplexity"], [[label, cell(found[name])] for name, label in labels.items()])
 
 
-def length_curve() -> str:
+def length_curve(name: str = "length_curve.json") -> str:
     """Perplexity by the length of the gap."""
     names, rows = ("causal", "exact", "exact, chunks", "free"), []
-    for row in report("length_curve.json")["rows"]:
+    for row in report(name)["rows"]:
         cells = [cell(row[name]) if name in row else "-" for name in names]
         ratios = [cell(row[f"{name} / causal"], 3) if name in row else "-" for name in names[1:3]]
         rows.append(["{}-{}".format(*row["bucket"]), *cells, *ratios])
@@ -115,4 +115,16 @@ def length_curve() -> str:
     return markdown([*header, "given length / left to right", "chunks / left to right"], rows)
 
 
-TABLES = (free_length, free_length_differences, free_length_search, free_length_perplexity, length_curve)
+def length_curve_long() -> str:
+    """The same after `long_spans`."""
+    return length_curve("length_curve_long.json")
+
+
+TABLES = (
+    free_length,
+    free_length_differences,
+    free_length_search,
+    free_length_perplexity,
+    length_curve,
+    length_curve_long,
+)

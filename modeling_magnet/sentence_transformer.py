@@ -58,7 +58,7 @@ def write_sentence_transformer_files(config, folder: str | Path) -> None:
             "prompts": prompts_of(config),
             "default_prompt_name": "magnet",
             "similarity_fn_name": "cosine",
-            "requirements": {"transformers": ">=5.14"},
+            "requirements": {"transformers": ">=5.18"},
         },
         "1_Pooling/config.json": {
             "embedding_dimension": config.hidden_size,
