@@ -20,7 +20,7 @@ setup(
     package_data={"configuration_magnet": ["recipes/*.yaml"]},
     install_requires=[
         "accelerate>=1.10",
-        "datasets>=4.8",
+        "datasets>=5.0",
         "filelock>=4.2",
         "huggingface_hub>=1.31",
         "matplotlib>=3.9",

@@ -18,7 +18,7 @@ def replacing(output: str) -> Iterator:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with deleted_at_sigterm(unfinished), open(unfinished, "wb+") as file:
+        with deleted_at_signals(unfinished), open(unfinished, "wb+") as file:
             yield file
         os.replace(unfinished, path)
     finally:
@@ -26,9 +26,9 @@ def replacing(output: str) -> Iterator:
 
 
 @contextlib.contextmanager
-def deleted_at_sigterm(unfinished: Path) -> Iterator:
-    """SIGTERM would end the process at once and leave what is unfinished on the disk. The process leaves from within the
-    handler: an exception raised there is lost when it falls into the import of a C extension."""
+def deleted_at_signals(unfinished: Path) -> Iterator:
+    """SIGTERM would end the process at once and leave what is unfinished on the disk. Ctrl-C and SIGTERM leave from within
+    the handler: an exception raised there is lost when it falls into the import of a C extension."""
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield
         return
@@ -37,11 +37,12 @@ def deleted_at_sigterm(unfinished: Path) -> Iterator:
         unfinished.unlink(missing_ok=True)
         os._exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -257,3 +258,10 @@ def test_tokenizer_is_saved_beside_it(saved, tokenizer):
     loaded = AutoTokenizer.from_pretrained(saved[0] / "fp32")
     text = "Tom's cat, <s> 12 times."
     assert loaded(text).input_ids == tokenizer(text).input_ids
+
+
+def test_the_first_file_names_all_others():
+    """transformers makes sure of these alone when two processes fetch the code at once (tests/test_pull.py)."""
+    folder = Path(configuration_magnet.__file__).parent
+    named = set(re.findall(r"^\s*from \.(\w+) import", (folder / "modeling_magnet.py").read_text(), flags=re.MULTILINE))
+    assert named == {path.stem for path in folder.glob("*_magnet.py")} - {"modeling_magnet"}

@@ -237,5 +237,5 @@ def test_mixins_shadow_nothing(mixin):
 def test_causal_lm_overrides_what_it_means_to():
     own = names_of(MagnetLlamaForCausalLM)
     inherited = set(dir(LlamaForCausalLM)) | set(dir(PreTrainedModel)) | set(dir(nn.Module))
-    bookkeeping = {"_auto_class", "_abc_impl", "_is_stateful"}
+    bookkeeping = {"_auto_class", "_abc_impl", "_is_stateful", "_can_set_attn_implementation_cached_value"}
     assert own & inherited - bookkeeping <= {"forward", "prepare_inputs_for_generation", "config_class", "config"}

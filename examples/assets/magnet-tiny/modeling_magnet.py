@@ -7,6 +7,8 @@ This file and its siblings (`from .x import`) are copied into every checkpoint; 
 peft only.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from accelerate import init_empty_weights
 from torch import nn
@@ -29,6 +31,19 @@ from .classification_magnet import SequenceClassificationMixin, TokenClassificat
 from .configuration_magnet import MagnetLlamaConfig
 from .encoding_magnet import EncodingMixin
 from .infilling_magnet import InfillingMixin
+
+if (
+    TYPE_CHECKING
+):  # never run, but read: of a Hub repository's code, transformers makes sure of the files that this one names.
+    # Files named by those alone would be missing where two processes load at once, or where one was killed meanwhile.
+    from .decoding_magnet import Decoder  # noqa: F401
+    from .filling_magnet import Filler  # noqa: F401
+    from .gaps_magnet import Gap  # noqa: F401
+    from .rules_magnet import GapRules  # noqa: F401
+    from .scoring_magnet import span_logprobs  # noqa: F401
+    from .seams_magnet import heal  # noqa: F401
+    from .selection_magnet import Choice  # noqa: F401
+    from .streaming_magnet import InfillStreamer  # noqa: F401
 
 # ----------------------------------------------------------------------------------------------------- the decoder
 
