@@ -263,5 +263,7 @@ def test_tokenizer_is_saved_beside_it(saved, tokenizer):
 def test_the_first_file_names_all_others():
     """transformers makes sure of these alone when two processes fetch the code at once (tests/test_pull.py)."""
     folder = Path(configuration_magnet.__file__).parent
-    named = set(re.findall(r"^\s*from \.(\w+) import", (folder / "modeling_magnet.py").read_text(), flags=re.MULTILINE))
+    named = set(
+        re.findall(r"^\s*from \.(\w+) import", (folder / "modeling_magnet.py").read_text(), flags=re.MULTILINE)
+    )
     assert named == {path.stem for path in folder.glob("*_magnet.py")} - {"modeling_magnet"}
