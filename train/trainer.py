@@ -174,7 +174,8 @@ class MagnetTrainer(Trainer):
         head = self.model.projection_head
         if head is None or self.accelerator.num_processes == 1 or lambdas.get("sscl", 1) > 0:
             return 0.0
-        return head(torch.zeros(1, self.model.config.hidden_size, device=self.model.device)).sum() * 0.0
+        weight = next(head.parameters())  # in bfloat16 where FSDP computes so
+        return head(weight.new_zeros(1, self.model.config.hidden_size)).sum() * 0.0
 
     # --------------------------------------------------------------------------------------------------- pairs: SSCL
 
