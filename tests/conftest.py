@@ -1,5 +1,6 @@
 """Fixtures of all tests: tiny random models, built in code, and the small tokenizer that lies in the repository."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet.export import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BASE_MODEL = REPOSITORY / "examples" / "assets" / "magnet-tiny-base"
@@ -103,3 +105,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared is absent")
     return folder
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory, text_magnet, tokenizer) -> Path:
+    """The folder of a checkpoint that `magnet check` finds nothing wrong with."""
+    folder = tmp_path_factory.mktemp("healthy") / "tiny"
+    save_checkpoint(text_magnet(), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(healthy, tmp_path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(healthy, tmp_path / "tiny"))

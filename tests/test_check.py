@@ -15,24 +15,10 @@ from magnet_check.checkpoint import Checkpoint
 from magnet_check.outcome import Skipped
 from magnet_check.run import CHECKS, run_checks
 from magnet_cli.main import main
-from modeling_magnet.export import save_checkpoint
 from modeling_magnet.forms import export_checkpoint
 from modeling_magnet.model_card import write_model_card
 
 NOT_ON_A_CPU = {f"{kind}, {name}" for kind in ("modes", "padding") for name in ("flex_attention", "flash_attention_2")}
-
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory, text_magnet, tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("healthy") / "tiny"
-    save_checkpoint(text_magnet(), tokenizer, folder)
-    return folder
-
-
-@pytest.fixture
-def folder(healthy, tmp_path) -> Path:
-    """A copy to be damaged."""
-    return Path(shutil.copytree(healthy, tmp_path / "tiny"))
 
 
 # -------------------------------------------------------------------------------------------------------- a healthy one

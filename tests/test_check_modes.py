@@ -1,8 +1,6 @@
 """magnet check on models that compute something else than they should: attention, gate, threads, gaps, vectors."""
 
-import shutil
 import time
-from pathlib import Path
 
 import pytest
 from damage import CONFIG, change_json, change_tensors, found
@@ -12,21 +10,7 @@ from magnet_check.checkpoint import Checkpoint
 from magnet_check.modes import check_modes, check_padding
 from magnet_check.outcome import Failed
 from modeling_magnet import modeling_magnet
-from modeling_magnet.export import save_checkpoint
 from modeling_magnet.forms import export_checkpoint
-
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory, text_magnet, tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("healthy") / "tiny"
-    save_checkpoint(text_magnet(), tokenizer, folder)
-    return folder
-
-
-@pytest.fixture
-def folder(healthy, tmp_path) -> Path:
-    """A copy to be damaged."""
-    return Path(shutil.copytree(healthy, tmp_path / "tiny"))
 
 
 @pytest.fixture(scope="module")

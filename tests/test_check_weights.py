@@ -12,21 +12,6 @@ from damage import CONFIG, INDEX, SENTENCES, WEIGHTS, change_json, change_tensor
 
 from magnet_check.checkpoint import Checkpoint
 from magnet_check.run import CHECKS
-from modeling_magnet.export import save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory, text_magnet, tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("healthy") / "tiny"
-    save_checkpoint(text_magnet(), tokenizer, folder)
-    return folder
-
-
-@pytest.fixture
-def folder(healthy, tmp_path) -> Path:
-    """A copy to be damaged."""
-    return Path(shutil.copytree(healthy, tmp_path / "tiny"))
-
 
 # ------------------------------------------------------------------------------------------------------------- weights
 

@@ -36,6 +36,19 @@ def ner(monkeypatch, capsys, tmp_path, **flags) -> dict:
     return json.loads(scores)
 
 
+def test_the_table_of_entities_is_what_was_measured():
+    lines = (ROOT / "docs" / "measured" / "ner.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {(r["settings"]["model"], r["settings"]["train"]): r["scores"] for r in map(json.loads, lines)}
+    head, base, adapter = (
+        rows[f"assets/{name}", train]
+        for name, train in (("magnet-tiny", "head"), ("magnet-tiny-base", "head"), ("magnet-tiny", "adapter"))
+    )
+    for label, row in (("base, frozen", base), ("magnet-tiny, frozen", head), ("magnet-tiny, its adapter", adapter)):
+        (line,) = [line for line in GUIDE.splitlines() if line.startswith(f"| {label}")]
+        assert line.endswith(f"| {100 * row['accuracy']:.1f} | {100 * row['f1']:.1f} |")
+    assert f"| the commonest label | {100 * head['accuracy_of_the_commonest_label']:.1f} | 0 |" in GUIDE
+
+
 @pytest.mark.slow
 def test_naming_entities_in_made_up_sentences(monkeypatch, capsys, tmp_path):
     """Names that were never trained on are found: by the words around them, and by capitals."""
