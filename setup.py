@@ -15,8 +15,23 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # a top-level module called `train` would collide with others, so these folders are installed under magnet_*
-    package_dir={"magnet_train": "train", "magnet_eval": "evaluation", "magnet_cli": "cli", "magnet_check": "check"},
-    packages=["configuration_magnet", "modeling_magnet", "magnet_train", "magnet_eval", "magnet_cli", "magnet_check"],
+    package_dir={
+        "magnet_hub": "hub",
+        "magnet_train": "train",
+        "magnet_eval": "evaluation",
+        "magnet_cli": "cli",
+        "magnet_check": "check",
+    },
+    packages=[
+        "configuration_magnet",
+        "modeling_magnet",
+        "magnet_hub",
+        "magnet_train",
+        "magnet_eval",
+        "magnet_eval.research",
+        "magnet_cli",
+        "magnet_check",
+    ],
     package_data={"configuration_magnet": ["recipes/*.yaml"]},
     install_requires=[
         "accelerate>=1.10",

@@ -26,7 +26,7 @@ def random_llama(layers: int = 8, hidden: int = 512, vocab: int = 32000) -> Llam
 
 def magnet(llama: LlamaForCausalLM, r: int | None) -> MagnetLlamaForCausalLM:
     adapter = None if r is None else {"r": r, "alpha": r, "target_modules": ATTENTION_AND_MLP}
-    return MagnetLlamaForCausalLM.from_llama(llama, adapter=adapter, mask_token_id=5, infill_end_token_id=2)
+    return MagnetLlamaForCausalLM.from_base(llama, adapter=adapter, mask_token_id=5, infill_end_token_id=2)
 
 
 def side_by_side(calls: dict, repeats: int) -> dict[str, float]:

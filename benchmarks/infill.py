@@ -20,11 +20,10 @@ from train_step import memory as process_memory
 from transformers import AutoTokenizer
 
 from modeling_magnet import Gap
-from modeling_magnet.scoring_magnet import continuation_logprobs, cut_join_logprobs
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "measured" / "infill_speed.json"
-PARTS = ("generate", "orders", "candidates", "cuts", "streaming", "memory")
+PARTS = ("generate", "orders", "candidates", "memory")
 SPAN = 32
 
 
@@ -127,29 +126,6 @@ def candidates(model, tokenizer, size: int, count: int, repeats: int) -> dict:
     return {"context": size, "candidates": count, "seconds": seconds, "per_second": count / seconds["together"]}
 
 
-def cuts(model, size: int, fill: int, repeats: int) -> dict:
-    """Where to cut a fill: the tree of all cuts, the cuts as rows of one batch, and a forward a cut."""
-    left, tokens, right = ([7 + (n * 31) % 4000 for n in range(count)] for count in (size, fill, 16))
-    rows = [tokens[:n] + right for n in range(fill + 1)]
-    calls = {
-        "tree": lambda: cut_join_logprobs(model, left, tokens, right),
-        "batch": lambda: continuation_logprobs(model, left, rows),
-        "separate": lambda: [continuation_logprobs(model, left, [row]) for row in rows],
-    }
-    by_rows = [sum(values[-16:]) for values in calls["batch"]()]
-    assert torch.allclose(torch.tensor(calls["tree"]()), torch.tensor(by_rows), atol=1e-3)
-    return {"context": size, "fill": fill, "join_tokens": 16, "seconds": side_by_side(calls, repeats)}
-
-
-def streaming(model, tokenizer, size: int, repeats: int) -> dict:
-    case = Case(size, tokenizer)
-    calls = {
-        "infill": lambda: case.text_of(model),
-        "infill_stream": lambda: list(model.infill_stream(case.text, tokenizer, length=SPAN)),
-    }
-    return {"context": size, "seconds": side_by_side(calls, repeats)}
-
-
 def gap_memory(gaps: int, size: int, cache: str) -> dict:
     """Resident peak of a parallel call over the model, beside the formula of docs/infilling.md; in a process of its own."""
     tokenizer, model = load_tokenizer(), magnet(random_llama(), 16)
@@ -168,7 +144,7 @@ def gap_memory(gaps: int, size: int, cache: str) -> dict:
 
 
 def load_tokenizer():
-    return AutoTokenizer.from_pretrained(ROOT / "examples" / "assets" / "magnet-tiny-base")
+    return AutoTokenizer.from_pretrained(ROOT / "examples" / "assets" / "magnet-tiny-base", trust_remote_code=False)
 
 
 def in_a_process(gaps: int, size: int, cache: str) -> dict:
@@ -200,8 +176,6 @@ def main():
         ],
         "orders": [lambda: orders(plain, tokenizer, 256, 4, args.repeats)],
         "candidates": [lambda: candidates(plain, tokenizer, 256, 32, args.repeats)],
-        "cuts": [(lambda fill=fill: cuts(plain, 256, fill, args.repeats)) for fill in (16, 64)],
-        "streaming": [lambda: streaming(plain, tokenizer, 256, args.repeats)],
         "memory": [
             (lambda gaps=gaps, cache=cache: in_a_process(gaps, 1024, cache))
             for cache in ("dynamic", "static")

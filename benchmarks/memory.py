@@ -24,6 +24,7 @@ from train_step import memory as process_memory
 from magnet_train.arguments import MagnetTrainingArguments, ViewArguments
 from magnet_train.data import MagnetCollator, MagnetDataset, Text
 from magnet_train.estimate import Run, memory
+from magnet_train.sentences import PairDeck
 from magnet_train.trainer import MagnetTrainer
 from magnet_train.views import IGNORE, SpecialTokens
 
@@ -43,8 +44,8 @@ def build(case):
     """A random model with its base in the dtype of the run, and only the adapter trained."""
     model = magnet(random_llama(LAYERS, WIDTH, VOCAB), 16).train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if case.get("bf16") and "lora_" not in name:
+        parameter.requires_grad_("_lora." in name)
+        if case.get("bf16") and "_lora." not in name:
             parameter.data = parameter.data.bfloat16()
     return model
 
@@ -83,8 +84,8 @@ def trainer_of(model, case, folder) -> MagnetTrainer:
         per_device_pair_batch_size=pairs,
         sscl_chunk_size=case.get("chunk", 0),
     )
-    data = MagnetDataset(texts, sentences, ViewArguments(), tokens, pairs // rows, seed=0)
-    return MagnetTrainer(model=model, args=args, train_dataset=data, data_collator=CountingCollator(sentences, 0))
+    data = MagnetDataset(texts, PairDeck(sentences, 0), ViewArguments(), tokens, pairs // rows, seed=0)
+    return MagnetTrainer(model=model, args=args, train_dataset=data, data_collator=CountingCollator(0))
 
 
 def allocated_peak(train) -> int:

@@ -20,8 +20,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+from magnet_hub.forms import export_checkpoint
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.forms import export_checkpoint
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "examples" / "assets" / "magnet-tiny"
@@ -101,7 +101,7 @@ def main(source: str) -> None:
     sentences = [json.loads(line)["sentences"][0] for line in lines[:SENTENCES]]
     prompts = [" ".join(sentence.split()[:6]) for sentence in sentences[:PROMPTS]]
     model = MagnetLlamaForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, trust_remote_code=False)
     expected, ours = model.encode(sentences, tokenizer), our_continuations(model, tokenizer, prompts)
     instructed = [f"{model.config.representation_prompt} {sentence}" for sentence in sentences]
     measured = {"llama-cpp-python": version("llama-cpp-python"), "gguf": version("gguf"), "sentences": len(sentences)}

@@ -20,6 +20,7 @@ from common import magnet, random_llama, side_by_side
 from magnet_train.arguments import ViewArguments
 from magnet_train.data import MagnetCollator, MagnetDataset, Text
 from magnet_train.losses import mntp_loss, msg_loss, sscl_loss
+from magnet_train.sentences import PairDeck
 from magnet_train.views import IGNORE, SpecialTokens
 
 VOCAB = 32000
@@ -31,8 +32,8 @@ def batch(rows: int, length: int, pairs: int) -> dict:
     texts = [Text(rng.integers(3, VOCAB, length - 1), np.zeros(length - 1, bool)) for _ in range(rows)]
     sentences = [tuple(rng.integers(3, VOCAB, 128).tolist() for _ in range(2)) for _ in range(pairs)]
     tokens = SpecialTokens(bos=1, mask=5, end=2, ordinary=np.arange(6, VOCAB))
-    data = MagnetDataset(texts, sentences, ViewArguments(), tokens, pairs // rows, seed=0)
-    return MagnetCollator(sentences, 0)([data[i] for i in range(rows)])
+    data = MagnetDataset(texts, PairDeck(sentences, 0), ViewArguments(), tokens, pairs // rows, seed=0)
+    return MagnetCollator(0)([data[i] for i in range(rows)])
 
 
 def step(model, inputs, gathered: bool) -> float:
@@ -70,7 +71,7 @@ def step(model, inputs, gathered: bool) -> float:
 def build(layers: int):
     model = magnet(random_llama(layers), 16).train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+        parameter.requires_grad_("_lora." in name)
     return model
 
 

@@ -5,9 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from modeling_magnet import MagnetLlamaConfig
 
 from .checkpoint import MODES, Checkpoint
 from .modes import SLACK, SPANS, apart, perturbed
@@ -41,20 +38,14 @@ def check_gate(checkpoint: Checkpoint) -> str:
 
 @torch.no_grad()
 def base_states(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
-    """transformers' own Llama over the same weights without the adapter; nothing is copied."""
-    decoder = checkpoint.decoder
-    own = {*MagnetLlamaConfig.__annotations__, "model_type", "architectures", "auto_map", "transformers_version"}
-    settings = {name: value for name, value in checkpoint.config.to_dict().items() if name not in own}
-    config = LlamaConfig(**settings)
+    """transformers' own decoder over the same weights without the adapter; nothing is copied."""
+    _, decoder_class = checkpoint.stock_classes
+    config = checkpoint.config.to_base()
     config._attn_implementation = checkpoint.model.config._attn_implementation
     with init_empty_weights(include_buffers=False):
-        base = LlamaForCausalLM(config).model
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in decoder.state_dict(keep_vars=True).items()
-        if "lora_" not in name
-    }
-    base.load_state_dict(weights, assign=True)
+        base = decoder_class(config)
+    weights = checkpoint.decoder.state_dict(keep_vars=True)
+    base.load_state_dict({name: value for name, value in weights.items() if "_lora." not in name}, assign=True)
     base = base.to(checkpoint.device).eval()
     return base(ids.to(checkpoint.device), use_cache=False).last_hidden_state.float().cpu()
 
@@ -78,10 +69,10 @@ def check_infill(checkpoint: Checkpoint) -> str:
     """A gap is filled, and the text around it comes back character by character."""
     model, tokenizer = checkpoint.causal_lm, checkpoint.tokenizer
     lengths = [4] + (["auto"] if model.config.infill_end_token_id is not None else [])
-    found = []
+    most, found = min(16, max(model.config.infill_free_offsets)), []
     for length in lengths:
         output = model.infill(
-            f"{LEFT}<|gap|>{RIGHT}", tokenizer, length=length, max_new_tokens=16, do_sample=False, return_dict=True
+            f"{LEFT}<|gap|>{RIGHT}", tokenizer, length=length, max_new_tokens=most, do_sample=False, return_dict=True
         )
         if not (output.text.startswith(LEFT.rstrip()) and output.text.endswith(RIGHT.lstrip())):
             raise Failed(f"length={length}: the text around the gap did not come back: {output.text!r}")

@@ -1,27 +1,21 @@
 """The checkpoint that is examined: its parts are read when a check first asks for them, its weights once."""
 
 import json
+import os
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
 
 import torch
-import transformers
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import modeling_magnet
-from modeling_magnet import MagnetLlamaConfig
+from modeling_magnet import FAMILIES
 
 from .outcome import Failed, Skipped
 
-MAGNET_CLASSES = (
-    "MagnetLlamaForCausalLM",
-    "MagnetLlamaModel",
-    "MagnetLlamaForTokenClassification",
-    "MagnetLlamaForSequenceClassification",
-)
-STOCK_CLASSES = ("LlamaForCausalLM", "LlamaModel")
 MODES = {
     "magnet": ("causal", "bidirectional", "hybrid"),
     "merged": ("causal", "bidirectional", "hybrid"),
@@ -61,8 +55,42 @@ class Checkpoint:
 
     # ----------------------------------------------------------------------------------------------------- the files
 
+    @cached_property
+    def entries(self) -> list[Path]:
+        """
+        Whatever lies below the folder. Links to folders are not entered. Hidden names (`.git`, the lock of a run) and
+        the checkpoints that a run is resumed from belong to no checkpoint.
+        """
+        found = []
+        for top, folders, files in os.walk(self.folder, followlinks=False):
+            folders[:] = [name for name in folders if not self._is_aside(Path(top) / name)]
+            linked = [name for name in folders if (Path(top) / name).is_symlink()]
+            found += [Path(top) / name for name in (*files, *linked) if not name.startswith(".")]
+        return sorted(found)
+
+    def _is_aside(self, path: Path) -> bool:
+        of_run = path.parent == self.folder and re.fullmatch(r"checkpoint-\d+", path.name)
+        return path.name.startswith(".") or bool(of_run)
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """What may be opened: regular files, linked ones only where `leads_out` does not object. Opening a pipe would
+        wait for ever, and a device may have no end."""
+        return [path for path in self.entries if path.is_file() and not self.leads_out(path)]
+
+    def leads_out(self, path: Path) -> bool:
+        """Whether it is a link to elsewhere. The Hub's cache links each file of a snapshot to its blob."""
+        root = self.folder.resolve()
+        allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+        return path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed)
+
+    def has(self, name: str) -> bool:
+        return self.folder / name in self.files
+
     def read_json(self, name: str):
         """A JSON file of the folder; `Failed` if it is none."""
+        if not self.has(name):
+            raise Failed(f"{name} cannot be read: it is missing, or no regular file of this folder")
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -77,16 +105,25 @@ class Checkpoint:
 
     @cached_property
     def form(self) -> str:
-        """One of `modeling_magnet.forms`; a plain Llama counts as a generator."""
-        if (self.folder / "adapter_config.json").is_file():
+        """One of `magnet_hub.forms`; a plain base counts as a generator."""
+        if self.has("adapter_config.json"):
             return "adapter"
-        if self.settings.get("model_type") == "magnet_llama":
+        if self.family.config_class.model_type == self.settings["model_type"]:
             return "merged" if self.settings.get("adapter") is None else "magnet"
-        if self.settings.get("model_type") == "llama":
-            return "encoder" if self.architecture == "LlamaModel" else "generator"
-        raise Failed(
-            f"config.json has model_type={self.settings.get('model_type')!r}, which is neither MAGNET nor Llama"
-        )
+        return "encoder" if self.architecture.endswith("Model") else "generator"
+
+    @property
+    def family(self) -> type:
+        """MAGNET's language model of the checkpoint's family, whatever the form."""
+        kind = self.settings.get("model_type")
+        if str(kind).removeprefix("magnet_") not in FAMILIES:
+            raise Failed(f"config.json has model_type={kind!r}; MAGNET knows the families {', '.join(FAMILIES)}")
+        return FAMILIES[kind.removeprefix("magnet_")]
+
+    @property
+    def stock_classes(self) -> tuple[type, type]:
+        """transformers' own language model and decoder of the family."""
+        return self.family.__bases__[1], self.family.decoder_class.__bases__[1]
 
     @property
     def is_magnet(self) -> bool:
@@ -94,27 +131,27 @@ class Checkpoint:
 
     @property
     def weights(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors"))
+        return [path for path in self.files if path.parent == self.folder and path.suffix == ".safetensors"]
 
     @property
     def code(self) -> list[Path]:
-        return sorted(self.folder.glob("*.py"))
+        return [path for path in self.files if path.parent == self.folder and path.suffix == ".py"]
 
     # ----------------------------------------------------------------------------------------------------- the model
 
     @property
     def architecture(self) -> str:
-        names = self.settings.get("architectures") or ["MagnetLlamaForCausalLM"]
-        if names[0] not in (*MAGNET_CLASSES, *STOCK_CLASSES):
-            raise Failed(
-                f"config.json names the class {names[0]!r}; known are {', '.join(MAGNET_CLASSES + STOCK_CLASSES)}"
-            )
-        return names[0]
+        known = [path.split(".")[1] for path in self.family.config_class().auto_map.values() if "Config" not in path]
+        known += [each.__name__ for each in self.stock_classes]
+        name = (self.settings.get("architectures") or [self.family.__name__])[0]
+        if name not in known:
+            raise Failed(f"config.json names the class {name!r}; known are {', '.join(known)}")
+        return name
 
     @property
     def model_class(self) -> type:
         if not self.is_magnet:
-            return getattr(transformers, self.architecture)
+            return next(each for each in self.stock_classes if each.__name__ == self.architecture)
         if self.trust_remote_code:
             self.require_loadable()
             return get_class_from_dynamic_module(f"modeling_magnet.{self.architecture}", str(self.folder))
@@ -122,11 +159,7 @@ class Checkpoint:
 
     @cached_property
     def config(self):
-        if not self.is_magnet:
-            return LlamaConfig.from_pretrained(self.folder)
-        return (self.model_class.config_class if self.trust_remote_code else MagnetLlamaConfig).from_pretrained(
-            self.folder
-        )
+        return self.model_class.config_class.from_dict(self.settings)
 
     def require_loadable(self) -> None:
         """`Skipped` for what must not, or cannot, be loaded."""
@@ -137,7 +170,7 @@ class Checkpoint:
 
     @cached_property
     def model(self):
-        """In eval mode. Takes the weights' size in memory, in the dtype asked for."""
+        """In eval mode. Takes the weights' size in memory, in the dtype asked for. `code_run` tells whether it was."""
         self.require_loadable()
         model = self.model_class.from_pretrained(
             self.folder, config=self.config, dtype=self.dtype, use_safetensors=True, local_files_only=True
@@ -145,14 +178,21 @@ class Checkpoint:
         return model.to(self.device).eval()
 
     @property
+    def code_run(self) -> str:
+        """Whose code the model ran with so far."""
+        if "model" not in vars(self):
+            return "none"
+        return "the checkpoint's" if self.trust_remote_code else "the installed package's"
+
+    @property
     def decoder(self):
         """The model without its head."""
-        return self.model if self.architecture.endswith("LlamaModel") else self.model.model
+        return self.model.base_model
 
     @property
     def causal_lm(self):
         self.require_loadable()
-        if self.architecture != "MagnetLlamaForCausalLM":
+        if self.architecture != self.family.__name__:
             raise Skipped(f"{self.architecture} does not fill gaps or encode by itself")
         return self.model
 
@@ -179,7 +219,8 @@ class Checkpoint:
         return self.load_tokenizer()
 
     def load_tokenizer(self, **settings):
-        if not (self.folder / "tokenizer_config.json").is_file():
+        self.require_loadable()
+        if not self.has("tokenizer_config.json"):
             raise Skipped("there is no tokenizer")
         # with the configuration given, no configuration and no code of the folder is looked up
         return AutoTokenizer.from_pretrained(

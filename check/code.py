@@ -14,10 +14,11 @@ ROW = re.compile(r"^\| `([^`]+\.py)` \| `([0-9a-f]{64})` \|$", re.MULTILINE)
 
 def check_card_hashes(checkpoint: Checkpoint) -> str:
     """Every code file is the one that the model card lists."""
-    path = checkpoint.folder / "README.md"
     if not checkpoint.code:
         raise Skipped("there is no code")
-    listed = dict(ROW.findall(path.read_text(encoding="utf-8", errors="replace"))) if path.is_file() else {}
+    card = checkpoint.folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if checkpoint.has("README.md") else ""
+    listed = dict(ROW.findall(text))
     if not listed:
         raise Skipped("README.md lists no hashes")
     found = {each.name: sha256(each) for each in checkpoint.code}

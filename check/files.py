@@ -1,7 +1,6 @@
 """What lies in the folder: nothing missing, nothing that leads out of it, nothing that runs when it is only read."""
 
-import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 from transformers.dynamic_module_utils import get_relative_imports
 
@@ -12,34 +11,25 @@ PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy",
 OPAQUE = {".safetensors", ".png", ".gguf"}  # whose first bytes may be anything
 
 
-def files_of(checkpoint: Checkpoint) -> list[Path]:
-    """Every file and link below the folder; linked folders are not entered."""
-    found = []
-    for top, folders, files in os.walk(checkpoint.folder, followlinks=False):
-        linked = [name for name in folders if (Path(top) / name).is_symlink()]
-        found += [Path(top) / name for name in (*files, *linked)]
-    return sorted(found)
-
-
 def check_files(checkpoint: Checkpoint) -> str:
     """The files that loading needs are there, and not empty."""
-    paths, form = files_of(checkpoint), checkpoint.form
+    form = checkpoint.form
     needed = {"adapter_config.json"} if form == "adapter" else {"config.json"}
     needed |= {"tokenizer_config.json", "tokenizer.json"}
     if form in ("magnet", "merged", "encoder"):
         needed |= {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
         needed |= {"1_Pooling/config.json"}
     needed |= _code_needed(checkpoint) if checkpoint.is_magnet else set()
-    missing = sorted(name for name in needed if not (checkpoint.folder / name).is_file())
+    missing = sorted(name for name in needed if not checkpoint.has(name))
     if not checkpoint.weights:
         missing.append("model.safetensors")
     if missing:
         raise Failed(f"missing: {', '.join(missing)}")
-    empty = [path.name for path in paths if path.is_file() and path.stat().st_size == 0]
+    empty = [path.name for path in checkpoint.files if path.stat().st_size == 0]
     if empty:
         raise Failed(f"empty: {', '.join(empty)}")
-    size = sum(path.stat().st_size for path in paths if path.is_file())
-    return f"{len(paths)} files, {size / 2**20:,.1f} MiB, form {form}"
+    size = sum(path.stat().st_size for path in checkpoint.files)
+    return f"{len(checkpoint.files)} files, {size / 2**20:,.1f} MiB, form {form}"
 
 
 def _code_needed(checkpoint) -> set[str]:
@@ -50,19 +40,18 @@ def _code_needed(checkpoint) -> set[str]:
     while waiting:
         name = waiting.pop()
         needed.add(name)
-        if (checkpoint.folder / name).is_file():
+        if checkpoint.has(name):
             waiting |= {f"{each}.py" for each in get_relative_imports(checkpoint.folder / name)} - needed
     return needed
 
 
 def check_paths(checkpoint: Checkpoint) -> str:
-    """No link leads out of the folder, and no shard's name does. transformers follows both."""
-    root = checkpoint.folder.resolve()
-    # the Hub's cache links each file of a snapshot to its blob
-    allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
-    for path in files_of(checkpoint):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+    """No link leads out of the folder, and no shard's name does: transformers follows both. All else is a regular file."""
+    for path in checkpoint.entries:
+        if checkpoint.leads_out(path):
             raise Failed(f"{path.relative_to(checkpoint.folder)} is a link that leads out of the folder")
+        if not path.is_file() and not path.is_dir():
+            raise Failed(f"{path.relative_to(checkpoint.folder)} is no regular file, as a pipe or a device")
     shards = 0
     for index in sorted(checkpoint.folder.glob("*.index.json")):
         content = checkpoint.read_json(index.name)
@@ -83,13 +72,13 @@ def _check_shard(checkpoint, index, name) -> None:
         raise Failed(f"{index} names a shard outside the folder: {name!r}")
     if len(windows.parts) != 1 or not name.endswith(".safetensors"):
         raise Failed(f"{index} names a shard that is no safetensors file beside it: {name!r}")
-    if not (checkpoint.folder / name).is_file():
+    if not checkpoint.has(name):
         raise Failed(f"{index} names {name!r}, which is missing")
 
 
 def check_pickles(checkpoint: Checkpoint) -> str:
     """No file that runs code when it is read: by name, and by first bytes."""
-    found = [path for path in files_of(checkpoint) if path.is_file() and (path.suffix in PICKLES or _is_pickle(path))]
+    found = [path for path in checkpoint.files if path.suffix in PICKLES or _is_pickle(path)]
     if found:
         names = ", ".join(path.relative_to(checkpoint.folder).as_posix() for path in found)
         raise Failed(f"{names}: may run code when read. Keep it off the Hub; weights belong into safetensors")
@@ -121,8 +110,8 @@ def check_config(checkpoint: Checkpoint) -> str:
 
 
 def _no_widening(checkpoint) -> None:
-    for path in files_of(checkpoint):
-        if path.suffix == ".json" and path.is_file() and path.name != "tokenizer.json":
+    for path in checkpoint.files:
+        if path.suffix == ".json" and path.name != "tokenizer.json":
             name = path.relative_to(checkpoint.folder).as_posix()
             for key, value in _pairs(checkpoint.read_json(name)):
                 if key == "trust_remote_code" and value:
@@ -131,7 +120,7 @@ def _no_widening(checkpoint) -> None:
                     raise Failed(f"{name} sets {key}={value!r}, which names code elsewhere")
                 if key == "auto_map":
                     _check_auto_map(checkpoint, name, value)
-    if (checkpoint.folder / "modules.json").is_file():
+    if checkpoint.has("modules.json"):
         for module in checkpoint.read_json("modules.json"):
             if not str(module.get("type")).startswith("sentence_transformers."):
                 raise Failed(f"modules.json names {module.get('type')!r}, which is no module of sentence-transformers")
@@ -149,7 +138,7 @@ def _check_auto_map(checkpoint, name, value) -> None:
         raise Failed(f"{name} has an auto_map: this form loads no code from there")
     for entry in value.values() if isinstance(value, dict) else [value]:
         file = f"{str(entry).split('.')[0]}.py"
-        if "--" in str(entry) or not (checkpoint.folder / file).is_file():
+        if "--" in str(entry) or not checkpoint.has(file):
             raise Failed(f"{name}: auto_map names {entry!r}, which is no file of this folder")
 
 

@@ -12,7 +12,7 @@ from .code import check_card_hashes, check_installed_hashes
 from .files import check_config, check_files, check_paths, check_pickles
 from .modes import BACKENDS, check_modes, check_padding
 from .outcome import Failed, Outcome, Skipped
-from .tokens import check_end_twins, check_sentences, check_tokens
+from .tokens import check_sentences, check_tokens
 from .weights import check_dtypes, check_headers, check_tensors, check_values
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ CHECKS = {
     "dtypes": check_dtypes,
     "tokens": check_tokens,
     "sentences": check_sentences,
-    "END's twins": check_end_twins,
     **{f"modes, {backend}": partial(check_modes, backend=backend) for backend in BACKENDS},
     **{f"padding, {backend}": partial(check_padding, backend=backend) for backend in BACKENDS},
     "adapter's gate": check_gate,
@@ -87,7 +86,7 @@ def as_json(checkpoint: Checkpoint, outcomes: list[Outcome]) -> str:
     report = {
         "checkpoint": Path(checkpoint.folder).name,
         "passed": all(outcome.status != "FAIL" for outcome in outcomes),
-        "code": "the checkpoint's" if checkpoint.trust_remote_code else "the installed package's",
+        "code": checkpoint.code_run,
         "checks": [vars(outcome) for outcome in outcomes],
     }
     return json.dumps(report, indent=1, ensure_ascii=False)

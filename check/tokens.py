@@ -2,7 +2,7 @@
 
 from safetensors import safe_open
 
-from modeling_magnet.decoding_magnet import end_twins
+from modeling_magnet.encoding_magnet import start_ids
 
 from .checkpoint import TOKENIZER_SETTINGS, Checkpoint
 from .outcome import Failed, Skipped
@@ -15,7 +15,8 @@ def check_tokens(checkpoint: Checkpoint) -> str:
     """Mask, END, bos, eos and pad are tokens of the vocabulary, the tokenizer's are the model's, and rows are enough."""
     checkpoint.require_loadable()
     config, tokenizer, rows = checkpoint.config.to_dict(), checkpoint.tokenizer, embedding_rows(checkpoint)
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "infill_end_token_id")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    names += ("text_start_token_id", "mask_token_id", "infill_end_token_id")
     ids = {name: config.get(name) for name in names if config.get(name) is not None}
     for name, value in ids.items():
         for token in value if isinstance(value, list) else [value]:
@@ -50,25 +51,10 @@ def _check_own_tokens(ids, tokenizer) -> None:
         raise Failed(f"infill_end_token_id={end} is bos_token_id too: a gap would begin with its end")
 
 
-def check_end_twins(checkpoint: Checkpoint) -> str:
-    """How many tokens have END's output row; infill() counts what they have together as END's."""
-    model = checkpoint.causal_lm
-    if model.config.infill_end_token_id is None:
-        raise Skipped("gaps end at a given length only")
-    end = model.config.infill_end_token_id
-    twins = end_twins(model, end)[1:]
-    if len(twins) > model.vocab_size // 4:
-        raise Failed(
-            f"{len(twins)} of {model.vocab_size} tokens have END's output row: too little is left to be written"
-        )
-    mask = ", the mask token among them" if model.config.mask_token_id in twins else ""
-    return f"{len(twins)} tokens have END's output row{mask}; what they have together is END's"
-
-
 def check_sentences(checkpoint: Checkpoint) -> str:
-    """As sentence-transformers asks for it, the tokenizer adds [BOS] and [EOS], the latter after truncation too."""
+    """As sentence-transformers asks for it, the tokenizer adds what opens a text, and [EOS], after truncation too."""
     checkpoint.require_loadable()
-    if not (checkpoint.folder / SENTENCES).is_file():
+    if not checkpoint.has(SENTENCES):
         raise Skipped("no files for sentence-transformers")
     given = checkpoint.read_json(SENTENCES)
     settings = given.get("processor_kwargs", {})
@@ -81,19 +67,28 @@ def check_sentences(checkpoint: Checkpoint) -> str:
     limit = min(tokenizer.model_max_length, given.get("max_seq_length") or tokenizer.model_max_length)
     if limit > checkpoint.config.max_position_embeddings:
         raise Failed(f"sentences may have {limit} tokens, the model {checkpoint.config.max_position_embeddings}")
+    start = opening(checkpoint)
     for text, what in (("A cat sleeps.", "a short text"), ("It rained. " * limit, "a text that is cut off")):
-        _check_ends(tokenizer(text, truncation=True, max_length=limit)["input_ids"], tokenizer, what, limit)
+        ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        if len(ids) > limit:
+            raise Failed(f"{what} has {len(ids)} tokens, more than {limit}")
+        if ids[: len(start)] != start:
+            raise Failed(f"{what} does not begin with {tokenizer.decode(start)}")
+        if not start and ids[0] == tokenizer.bos_token_id:
+            raise Failed(f"{what} begins with {tokenizer.bos_token}, which encode() does not put there")
+        if ids[-1:] != [tokenizer.eos_token_id]:
+            raise Failed(f"{what} does not end with [EOS], where its vector is read")
     control = "".join(tokenizer.all_special_tokens)
     inside = set(tokenizer(f"A {control} cat.", truncation=True, max_length=limit)["input_ids"][1:-1])
     if inside & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}):
         raise Failed("control tokens spelt out in a text become control tokens (split_special_tokens is off)")
-    return f"[BOS] and [EOS] around every text, also when cut at {limit} tokens"
+    around = f"{tokenizer.decode(start)} and [EOS] around" if start else "[EOS] behind"
+    return f"{around} every text, also when cut at {limit} tokens"
 
 
-def _check_ends(ids, tokenizer, what, limit) -> None:
-    if len(ids) > limit:
-        raise Failed(f"{what} has {len(ids)} tokens, more than {limit}")
-    if ids[:1] != [tokenizer.bos_token_id]:
-        raise Failed(f"{what} does not begin with [BOS]")
-    if ids[-1:] != [tokenizer.eos_token_id]:
-        raise Failed(f"{what} does not end with [EOS], where its vector is read")
+def opening(checkpoint: Checkpoint) -> list[int]:
+    """What opens a text, as a list of one token or none; a stock form leaves it to its tokenizer."""
+    if checkpoint.is_magnet:
+        return start_ids(checkpoint.config, checkpoint.tokenizer)
+    tokenizer = checkpoint.tokenizer
+    return [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]

@@ -105,7 +105,7 @@ def _check_finite(path: Path, bar) -> None:
 
 
 def check_dtypes(checkpoint: Checkpoint) -> str:
-    """The base is stored in the configuration's precision; an adapter may be in float32."""
+    """The base is stored in one precision, which the configuration's holds; an adapter may be in float32."""
     found = {}
     for path in checkpoint.weights:
         with safe_open(path, framework="pt") as file:
@@ -113,11 +113,14 @@ def check_dtypes(checkpoint: Checkpoint) -> str:
                 found[name] = file.get_slice(name).get_dtype()
     if wrong := [name for name, dtype in found.items() if dtype not in FLOATS]:
         raise Failed(f"{_some(wrong)} stored as {found[wrong[0]]}: use float32, bfloat16 or float16")
-    base = {name: dtype for name, dtype in found.items() if "lora_" not in name and "projection_head" not in name}
+    base = {name: dtype for name, dtype in found.items() if "_lora." not in name and "projection_head" not in name}
     if checkpoint.form == "adapter":
         return f"adapter {', '.join(sorted(set(found.values())))}"
+    usual = max(set(base.values()), key=list(base.values()).count)
+    if other := [name for name, dtype in base.items() if dtype != usual]:
+        raise Failed(f"{_some(other)} stored as {base[other[0]]}, the rest of the base as {usual}")
     declared = checkpoint.config.dtype
-    if other := [name for name, dtype in base.items() if declared is not None and FLOATS[dtype] != declared]:
-        raise Failed(f"{_some(other)} stored as {base[other[0]]}, config.json has dtype={str(declared)!r}")
+    if declared is not None and torch.promote_types(FLOATS[usual], declared) != declared:
+        raise Failed(f"stored as {usual}, config.json has dtype={str(declared)!r}: loading would round the weights")
     trained = sorted({dtype for name, dtype in found.items() if name not in base})
     return f"{', '.join(sorted(set(base.values())))}" + (f"; adapter {', '.join(trained)}" if trained else "")

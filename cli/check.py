@@ -57,12 +57,16 @@ def main(args: list[str]) -> None:
         outcomes.append(outcome)
         if not options.json:
             print(outcome.line, flush=True)
-    print(as_json(checkpoint, outcomes) if options.json else summary(outcomes, options.trust_remote_code))
+    print(as_json(checkpoint, outcomes) if options.json else summary(outcomes, checkpoint.code_run))
     if any(outcome.status == "FAIL" for outcome in outcomes):
         sys.exit(1)
 
 
-def summary(outcomes, trusted: bool) -> str:
+def summary(outcomes, code: str) -> str:
     failed = sum(outcome.status == "FAIL" for outcome in outcomes)
-    ran = "the checkpoint's own code" if trusted else "the installed package's code; the checkpoint's own was not run"
-    return f"\n{failed or 'none'} of {len(outcomes)} checks failed. The model ran with {ran}."
+    ran = {
+        "none": "The model was not run.",
+        "the checkpoint's": "The model ran with the checkpoint's own code.",
+        "the installed package's": "The model ran with the installed package's code; the checkpoint's own was not run.",
+    }
+    return f"\n{failed or 'none'} of {len(outcomes)} checks failed. {ran[code]}"

@@ -93,7 +93,7 @@ def encode(model, tokenizer, chunk, options):
 
 
 def check_text(each) -> None:
-    from modeling_magnet.gaps_magnet import check_text as check
+    from modeling_magnet.encoding_magnet import check_text as check
 
     check(each.origin, each.text)  # a command line may hold bytes that are no text
 

@@ -3,8 +3,7 @@
     magnet evaluate --stories examples/assets/everyday-stories --output results.json
     magnet evaluate --model_name_or_path runs/smol --sts sts.tsv --update_card
 
-Prints a table and writes each figure with its 95 % bootstrap interval. A Llama checkpoint is measured as it is, from left
-to right.
+Prints a table and writes each figure with its 95 % bootstrap interval. A plain base is measured as it is, from left to right.
 """
 
 import json
@@ -43,6 +42,11 @@ def main(args: list[str]) -> None:
     for name in ("limit", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)}: must be at least 1.")
+    if options.limit and options.update_card:
+        raise ValueError(
+            f"limit={options.limit}: a card tells of whole data sets. Leave out --limit, or --update_card; --output writes "
+            "figures of a part."
+        )
     options.model_name_or_path = chosen_model(options.model_name_or_path)
     data = read_data(options)
     if options.update_card:
@@ -54,15 +58,15 @@ def main(args: list[str]) -> None:
             rows = [asdict(result) for result in results]
             file.write((json.dumps({"model": options.model_name_or_path, "results": rows}, indent=1) + "\n").encode())
     if options.update_card:
-        from modeling_magnet.eval_results import write_eval_results
-        from modeling_magnet.model_card import refresh_model_card
+        from magnet_hub.card import refresh_model_card
+        from magnet_hub.results import write_eval_results
 
         write_eval_results(options.model_name_or_path, results)
         refresh_model_card(options.model_name_or_path)
 
 
 def check_card(path: str) -> None:
-    from modeling_magnet.model_card import is_generated
+    from magnet_hub.card import is_generated
 
     if not Path(path).is_dir():
         raise ValueError(f"update_card: {path!r} is no folder. Download the checkpoint first, or use --output.")
@@ -123,13 +127,16 @@ def is_story(row) -> bool:
 def load_measured(options):
     """The model, its tokenizer, and whether it has learnt to read both sides."""
     model, tokenizer = load_causal(options)
-    if model.config.model_type == "magnet_llama":
+    kind = model.config.model_type
+    if kind.startswith("magnet_"):
         return model, tokenizer, True
-    if model.config.model_type != "llama":
-        raise ValueError(f"model_name_or_path={model.name_or_path!r}: is {model.config.model_type}, no Llama.")
-    from modeling_magnet import MagnetLlamaForCausalLM
+    from modeling_magnet import FAMILIES
 
-    return MagnetLlamaForCausalLM.from_llama(model).eval(), tokenizer, False
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"model_name_or_path={model.name_or_path!r}: is a {kind} checkpoint. Known are {', '.join(FAMILIES)}."
+        )
+    return FAMILIES[kind].from_base(model).eval(), tokenizer, False
 
 
 def measure(model, tokenizer, adapted: bool, data, options) -> list:
@@ -167,7 +174,7 @@ def table(results) -> str:
     """
     The figures, one a line.
 
-    >>> from modeling_magnet.eval_results import Measured
+    >>> from magnet_hub.results import Measured
     >>> print(table([Measured("sentence-similarity", "sts", "spearman", 68.7, None, "Spearman x 100", [60.0, 75.5])]))
     data  measure         value  95 % interval
     sts   Spearman x 100  68.70  60.00 to 75.50

@@ -10,7 +10,7 @@ forms:
   generator  a stock LlamaForCausalLM that computes what causal mode does
   adapter    a PEFT adapter, and the MAGNET base it goes on
 
-In Python: modeling_magnet.forms.export_checkpoint(). All of it: docs/hub.md.
+In Python: magnet_hub.forms.export_checkpoint(). All of it: docs/hub.md.
 """
 
 import sys
@@ -35,7 +35,7 @@ def main(args: list[str]) -> None:
     add_form_flags(parser)
     options = parser.parse_args(args)
 
-    from modeling_magnet.forms import export_checkpoint
+    from magnet_hub.forms import export_checkpoint
 
     export_checkpoint(**vars(options) | {"dtype": options.dtype or "auto"})
     print(f"{options.output_dir}: form {options.form}", file=sys.stderr)

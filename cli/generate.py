@@ -58,6 +58,7 @@ def main(args: list[str]) -> None:
     settings, texts = sampling(options), read_texts(options)
     batches = in_batches(texts, 1 if options.stream else options.batch_size)
     model, tokenizer = load_causal(options)
+    check_vocabulary(model, tokenizer, options)
     from transformers import set_seed
 
     set_seed(options.seed)
@@ -71,6 +72,18 @@ def main(args: list[str]) -> None:
                     write(json.dumps(found, ensure_ascii=False))
                 elif not options.stream:
                     write(prompt + continuation)
+
+
+def check_vocabulary(model, tokenizer, options) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"model_name_or_path={model.name_or_path!r}: the tokenizer has {len(tokenizer)} tokens, the model {rows}. One of "
+            "them is of another checkpoint."
+        )
+    for name in ("num_beams", "num_return_sequences"):
+        if (getattr(options, name) or 1) > rows:
+            raise ValueError(f"{name}={getattr(options, name)}: the model has only {rows} tokens to begin with.")
 
 
 def continued(model, tokenizer, batch, settings: dict, options):
@@ -99,7 +112,7 @@ def continued(model, tokenizer, batch, settings: dict, options):
 
 def prompts(model, tokenizer, batch, options) -> dict:
     """Token ids and mask, padded on the left; control tokens spelt out in a text are text."""
-    from modeling_magnet.gaps_magnet import check_text
+    from modeling_magnet.encoding_magnet import check_text
 
     for each in batch:
         check_text(each.origin, each.text)

@@ -8,6 +8,7 @@ A result is a line, alternatives follow each other, the best first. An empty lin
 """
 
 import argparse
+import contextlib
 import json
 import math
 import re
@@ -20,9 +21,9 @@ from .parser import Parser
 from .sampling import add_sampling_flags, sampling
 from .texts import add_text_flags, in_batches, read_texts
 
-OWN_STOPS = ("sentence", "line", "word")
-PASSED_ON = ("length", "max_new_tokens", "min_new_tokens", "order", "selection", "num_candidates", "join_tokens")
-PASSED_ON += ("avoid_copy", "chunk_size", "batch_size", "gap_token")
+OWN_STOPS = ("sentence", "line")
+PASSED_ON = ("length", "max_new_tokens", "min_new_tokens", "order", "num_candidates", "join_tokens")
+PASSED_ON += ("batch_size", "gap_token", "num_return_sequences")
 READ_AT_ONCE = 4  # batches of texts, which infill() sorts by length
 
 
@@ -48,20 +49,17 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--json", action="store_true", help="a JSON object a line: text, gaps, their scores and tokens"
     )
-    parser.add_argument("--stream", action="store_true", help="show the text while it is written")
+    parser.add_argument("--stream", action="store_true", help="show a fill on standard error while it is written")
     gaps = parser.add_argument_group("gaps")
     gaps.add_argument("--length", type=length, default="auto", help="tokens: auto, 12 (exactly), or 4-12")
     gaps.add_argument("--max_new_tokens", type=int, default=64, help="most tokens with --length auto (default: 64)")
-    gaps.add_argument("--min_new_tokens", type=int, help="fewest tokens with --length auto")
-    gaps.add_argument("--stop", nargs="+", help="end behind the first sentence, line or word; or before these strings")
+    gaps.add_argument("--min_new_tokens", type=int, default=1, help="fewest tokens with --length auto (default: 1)")
+    gaps.add_argument("--stop", nargs="+", help="end behind the first sentence or line; or before these strings")
     gaps.add_argument("--order", default="sequential", choices=("sequential", "parallel"))
     gaps.add_argument("--gap_token", default="<|gap|>", help="marks a gap (default: <|gap|>); \\ before it: as text")
-    gaps.add_argument("--avoid_copy", type=int, help="fills hold no so many tokens in a row of the text behind")
-    gaps.add_argument("--chunk_size", type=int, help="write long fills in pieces of so many tokens")
     ranks = parser.add_argument_group("alternatives")
     ranks.add_argument("--num_return_sequences", type=int, default=1, help="alternatives for each text")
     ranks.add_argument("--num_candidates", type=int, help="fills to write and rank (default: as many)")
-    ranks.add_argument("--selection", default="auto", choices=("auto", "join", "joint", "end", "mean_logprob"))
     ranks.add_argument("--join_tokens", type=int, default=16, help="tokens behind a gap that rank its fills")
     add_sampling_flags(parser)
     add_model_flags(parser)
@@ -73,32 +71,17 @@ def main(args: list[str]) -> None:
     options = parse(args)
     settings = {name: getattr(options, name) for name in PASSED_ON} | sampling(options)
     settings["stop"] = options.stop[0] if options.stop and options.stop[0] in OWN_STOPS else options.stop
-    if options.stream:
-        check_stream(options)
-    texts = read_texts(options)
-    batches = in_batches(texts, 1 if options.stream else options.batch_size * READ_AT_ONCE)
+    batches = in_batches(read_texts(options), 1 if options.stream else options.batch_size * READ_AT_ONCE)
     model, tokenizer = load_magnet(options)
-    from transformers import set_seed
+    from transformers import TextStreamer, set_seed
 
     set_seed(options.seed)
     if options.stream:
-        for (text,) in batches:
-            show(model, tokenizer, text, settings)
-        return
+        settings["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with lines_to(options.output) as write:
         for batch in batches:
             for line in filled(model, tokenizer, batch, settings, options):
                 write(line)
-
-
-def check_stream(options) -> None:
-    for name in ("json", "output"):
-        if getattr(options, name):
-            raise ValueError(f"{name}: --stream shows text on standard output as it is written. Leave one out.")
-    if options.num_return_sequences > 1:
-        raise ValueError(f"num_return_sequences={options.num_return_sequences}: --stream shows one fill of a gap.")
-    if options.order == "parallel":
-        raise ValueError("order='parallel': --stream writes from left to right. Leave one out.")
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -106,7 +89,8 @@ def check_stream(options) -> None:
 
 def filled(model, tokenizer, batch, settings: dict, options):
     """Yields the lines of a batch of texts."""
-    outputs = iter(infill(model, tokenizer, [each for each in batch if each.text.strip()], settings, options))
+    texts = [each for each in batch if each.text.strip()]
+    outputs = iter(infill(model, tokenizer, texts, settings) if texts else [])
     for each in batch:
         if not each.text.strip():
             yield json.dumps({"text": "", "gaps": []}) if options.json else ""
@@ -116,10 +100,10 @@ def filled(model, tokenizer, batch, settings: dict, options):
             yield as_json(output) if options.json else as_line(output.text, each.origin)
 
 
-def infill(model, tokenizer, batch, settings, options) -> list:
+def infill(model, tokenizer, batch, settings: dict) -> list:
     try:
-        many = {"num_return_sequences": options.num_return_sequences, "return_dict": True}
-        return model.infill([each.text for each in batch], tokenizer, **settings, **many)
+        with contextlib.redirect_stdout(sys.stderr):  # where a streamer prints to
+            return model.infill([each.text for each in batch], tokenizer, return_dict=True, **settings)
     except ValueError as error:
         raise ValueError(with_origins(str(error), batch)) from error
 
@@ -147,35 +131,3 @@ def as_line(text: str, origin: str) -> str:
         print(f"{origin}: a line break is written as a space; --json keeps it", file=sys.stderr)
         return text.replace("\r\n", " ").replace("\n", " ")
     return text
-
-
-# ----------------------------------------------------------------------------------------------------------- streaming
-
-
-def show(model, tokenizer, given, settings: dict) -> None:
-    """Prints a text while its gaps are filled."""
-    if not given.text.strip():
-        return print()
-    from modeling_magnet.gaps_magnet import split_at_gaps
-
-    try:
-        texts = [part for part in split_at_gaps(given.text, settings["gap_token"]) if isinstance(part, str)]
-        events = model.infill_stream(given.text, tokenizer, **settings)
-        for number, event in enumerate_gaps(events):
-            if event is None:
-                print(texts[number], end="", flush=True)
-            else:
-                print(event.text, end="", flush=True)
-    except ValueError as error:
-        raise ValueError(with_origins(str(error), [given])) from error
-    print(texts[-1], flush=True)
-
-
-def enumerate_gaps(events):
-    """Yields (gap, None) before a gap's first event and (gap, event) for each."""
-    current = None
-    for event in events:
-        if event.gap != current:
-            current = event.gap
-            yield current, None
-        yield current, event

@@ -42,19 +42,23 @@ def chosen_model(given: str | None) -> str:
 
 
 def load_magnet(options):
-    """A MAGNET model in eval mode, and its tokenizer. No code of the checkpoint is run: ours is installed."""
+    """A MAGNET model of any family in eval mode, and its tokenizer. No code of the checkpoint is run: ours is installed."""
     model, tokenizer = load_causal(options)
-    if model.config.model_type != "magnet_llama":
+    kind = model.config.model_type
+    if not kind.startswith("magnet_"):
+        from modeling_magnet import FAMILIES
+
+        advice = "Adapt it with magnet train" if kind in FAMILIES else f"magnet train adapts {', '.join(FAMILIES)}"
         raise ValueError(
-            f"model_name_or_path={model.name_or_path!r}: is a {model.config.model_type} checkpoint, no MAGNET one. "
-            "Adapt it with magnet train; an exported encoder is for SentenceTransformer."
+            f"model_name_or_path={model.name_or_path!r}: is a {kind} checkpoint, no MAGNET one. {advice}; an exported "
+            "encoder is for SentenceTransformer."
         )
     return model, tokenizer
 
 
 def load_causal(options):
     """Any causal language model in eval mode, and its tokenizer."""
-    path, hub = chosen_model(options.model_name_or_path), {"revision": options.revision, "trust_remote_code": False}
+    path, settings = chosen_model(options.model_name_or_path), {"revision": options.revision}
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     import modeling_magnet  # noqa: F401 - registers MAGNET with the Auto classes
@@ -63,8 +67,8 @@ def load_causal(options):
         logging.disable_progress_bar()
     device = torch_device(options.device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **settings)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype, trust_remote_code=False, **settings)
     except (OSError, ValueError) as error:
         raise ValueError(f"model_name_or_path={path!r}: {error}") from error
     return model.to(device).eval(), tokenizer

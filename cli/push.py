@@ -5,7 +5,7 @@
 
 The token is that of `hf auth login` or of HF_TOKEN; it may not stand on the command line. The repository is created if there
 is none, and the model card gets its name. Standard output is the commit's page, whose last part is the hash to pin as
-revision. In Python: modeling_magnet.hub.push_checkpoint().
+revision. In Python: magnet_hub.push.push_checkpoint().
 """
 
 import tempfile
@@ -32,7 +32,7 @@ def main(args: list[str]) -> None:
     if options.form == "adapter" and options.base_model_name_or_path is None:
         parser.error("--form adapter needs --base_model_name_or_path: push the base first (magnet export writes it)")
 
-    from modeling_magnet.hub import push_checkpoint
+    from magnet_hub.push import push_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = exported(options, Path(scratch)) if options.form else options.model_name_or_path
@@ -41,7 +41,7 @@ def main(args: list[str]) -> None:
 
 
 def exported(options, scratch: Path) -> Path:
-    from modeling_magnet.forms import export_checkpoint
+    from magnet_hub.forms import export_checkpoint
 
     folder = scratch / options.form
     base = options.base_model_name_or_path

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from magnet_eval.free_length_tables import TABLES as FREE_LENGTH
+from magnet_eval.research.tables import TABLES as FREE_LENGTH
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "infilling.md", DOCS / "scaling.md", DOCS / "check.md")
@@ -94,13 +94,9 @@ def infill_speed() -> str:
 def infill_ways() -> str:
     """Ways to fill and to score, each in CPU seconds and against the plain way."""
     found = infilling_measured()
-    gaps, given, stream = (found[name][0] for name in ("orders", "candidates", "streaming"))
+    gaps, given = (found[name][0] for name in ("orders", "candidates"))
     groups = [(f"{gaps['gaps']} gaps of {found['span']} tokens", gaps["seconds"], "sequential")]
     groups += [(f"{given['candidates']} candidates of 8 tokens", given["seconds"], "one by one")]
-    groups += [
-        (f"{cut['fill'] + 1} cuts of a fill of {cut['fill']}", cut["seconds"], "separate") for cut in found["cuts"]
-    ]
-    groups += [(f"a gap of {found['span']} tokens", stream["seconds"], "infill")]
     cells = []
     for what, seconds, plain in groups:
         cells += [[what, way, f"{value:.2f}", f"{seconds[plain] / value:.2f}"] for way, value in seconds.items()]

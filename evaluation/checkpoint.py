@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import ConstantInputWarning, spearmanr
 
-from modeling_magnet.eval_results import Measured
+from magnet_hub.results import Measured
 
-from .infilling import GapExample, infill_perplexity, sentence_gaps
+from .infilling import GapExample, infill_perplexity, sentence_gaps, whole
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ def measure_infilling(
     Infilling perplexity of one missing sentence (Table 4), and perplexity of whole stories in causal mode.
 
     Args:
-        model ([`MagnetLlamaForCausalLM`]): In eval mode. One that has learnt no hybrid attention (a Llama without
-            `config.adapter`) is to be measured with [`measure_causal`] alone.
+        model (`Magnet*ForCausalLM`): In eval mode. One that has learnt no hybrid attention (a base made into one) is to
+            be measured with [`measure_causal`] alone.
         stories (`list[list[str]]`): The sentences of each.
         dataset, command (`str`): Name of the data, and what measures it again.
         every (`bool`, *optional*, defaults to `True`): Each sentence in turn; else sentence `n % 5` of story n.
@@ -48,13 +48,13 @@ def measure_causal(
 
 
 def _infilling(model, tokenizer, stories, dataset, command, every, batch_size, layouts) -> list[Measured]:
-    gaps = _fitting(sentence_gaps(stories, tokenizer, every), model.config, layouts)
+    gaps = _fitting(sentence_gaps(stories, model.config, tokenizer, every), model.config, layouts)
     results = []
     for layout in layouts:
         measured = infill_perplexity(model, gaps, layout, batch_size, show_progress_bar=True)
         results.append(_perplexity("Infilling", LAYOUTS[layout], measured, dataset, command))
-    whole = list({gap.story: GapExample(gap.ids, 1, len(gap.ids) - 1, gap.story) for gap in gaps}.values())
-    measured = infill_perplexity(model, whole, "causal", batch_size, show_progress_bar=True)
+    texts = list({gap.story: whole(gap.ids, gap.story) for gap in gaps}.values())
+    measured = infill_perplexity(model, texts, "causal", batch_size, show_progress_bar=True)
     return [
         *results,
         _perplexity("Generation", "perplexity of whole stories, causal mode", measured, dataset, command),
@@ -94,8 +94,13 @@ def measure_similarity(encode: Callable, pairs: list[tuple[float, str, str]], da
     Args:
         encode (`Callable[[list[str]], np.ndarray]`): Texts to unit vectors, (N, d).
         pairs: Score and two sentences each.
+
+    Raises:
+        `ValueError` where all grades are the same, with which nothing correlates.
     """
     grades = np.array([pair[0] for pair in pairs])
+    if grades.min() == grades.max():
+        raise ValueError(f"{dataset}: all {len(pairs)} pairs have the grade {grades[0]:g}. Measure pairs of several.")
     left, right = encode([pair[1] for pair in pairs]), encode([pair[2] for pair in pairs])
     cosines = (left * right).sum(1)
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from modeling_magnet.encoding_magnet import padded, pooled, start_ids, text_ids
+
 
 def read_graded_pairs(path: str | Path) -> list[tuple[float, str, str]]:
     """Reads `score<TAB>sentence<TAB>sentence` lines."""
@@ -43,20 +45,10 @@ def encode_causal(model, texts: list[str], tokenizer, pooling: str = "last_token
     Returns:
         `np.ndarray` of shape `(N, d)`, float32, unit rows.
     """
-    prompt = model.config.representation_prompt
-    vectors = []
-    for first in range(0, len(texts), batch_size):
-        rows = [[tokenizer.bos_token_id, *_ids(f"{prompt} {t}", tokenizer)] for t in texts[first : first + batch_size]]
-        rows = [torch.tensor([*row, tokenizer.eos_token_id]) for row in rows]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(ids.device)
+    start, prompt, vectors = start_ids(model.config, tokenizer), model.config.representation_prompt, []
+    rows = [[*start, *text_ids(f"{prompt} {text}", tokenizer), tokenizer.eos_token_id] for text in texts]
+    for first in range(0, len(rows), batch_size):
+        ids, mask = padded(rows[first : first + batch_size], model.device)
         hidden = model.model(ids, attention_mask=mask, attention_mode="causal", use_cache=False).last_hidden_state
-        if pooling == "mean":
-            vectors.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-        else:
-            vectors.append(hidden[torch.arange(len(rows)), mask.sum(1) - 1])
+        vectors.append(pooled(hidden, mask, pooling))
     return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=-1).cpu().numpy()
-
-
-def _ids(text, tokenizer):
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

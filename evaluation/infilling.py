@@ -12,13 +12,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm.auto import tqdm
+
+from modeling_magnet.encoding_magnet import literal_tokenizer, padded, start_ids, text_ids
+from modeling_magnet.scoring_magnet import token_logprobs
 
 
 @dataclass
 class GapExample:
-    """A text's ids with [BOS], and the tokens `start : start + length` that are missing."""
+    """A text's ids, and the tokens `start : start + length` that are missing; something stands before them."""
 
     ids: list[int]
     start: int
@@ -60,26 +62,26 @@ def _quantiles(values) -> tuple[float, float]:
     return float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975))
 
 
-def sentence_gaps(stories: list[list[str]], tokenizer, every: bool = True) -> list[GapExample]:
+def sentence_gaps(stories: list[list[str]], config, tokenizer, every: bool = True) -> list[GapExample]:
     """
     Gaps of one sentence. The ids are slices of the whole story's tokenization, never re-tokenized pieces.
 
     Args:
         stories (`list[list[str]]`): The sentences of each story; they are joined by single spaces.
-        tokenizer ([`PreTrainedTokenizerBase`]): A fast tokenizer with [BOS].
+        config ([`MagnetFields`]): Says what opens a text. Where nothing does, nothing predicts a story's first token, and
+            its first sentence is never missing.
+        tokenizer ([`PreTrainedTokenizerBase`]): A fast one.
         every (`bool`, *optional*, defaults to `True`): Each sentence in turn; else sentence `n % 5` of story n.
     """
-    examples = []
+    examples, opening = [], start_ids(config, tokenizer)
     for number, sentences in enumerate(stories):
-        text = " ".join(sentences)
-        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        ends = np.array([end for _, end in encoded["offset_mapping"]])
-        ids = [tokenizer.bos_token_id, *encoded["input_ids"]]
-        chosen = range(len(sentences)) if every else [number % len(sentences)]
+        encoded = literal_tokenizer(tokenizer).encode(" ".join(sentences), add_special_tokens=False)
+        ends, ids = np.array([end for _, end in encoded.offsets]), opening + encoded.ids
         borders = np.cumsum([0] + [len(sentence) + 1 for sentence in sentences])
-        for s in chosen:
+        for s in range(len(sentences)) if every else [number % len(sentences)]:
             inside = np.flatnonzero((ends > borders[s]) & (ends <= borders[s + 1] - 1))
-            examples.append(GapExample(ids, int(inside[0]) + 1, len(inside), number))  # + 1 for [BOS]
+            if start := len(opening) + int(inside[0]):
+                examples.append(GapExample(ids, start, len(inside), number))
     return examples
 
 
@@ -113,37 +115,40 @@ def infill_perplexity(
 
 def _batch_nats(model, examples, layout) -> np.ndarray:
     """Negative log-likelihood of each example's span, in nats."""
-    length = max(len(example.ids) for example in examples)
-    ids = torch.zeros(len(examples), length, dtype=torch.long)  # (B, L)
-    mask, spans, labels = torch.zeros_like(ids), torch.zeros_like(ids), torch.full_like(ids, -100)
-    positions = torch.arange(length).repeat(len(examples), 1)
+    ids, mask = padded([example.ids for example in examples])  # (B, L)
+    spans, targets = torch.zeros_like(ids), torch.full_like(ids, -1)
+    positions = torch.arange(ids.shape[1]).repeat(len(examples), 1)
     for row, example in enumerate(examples):
         start, end = example.start, example.start + example.length
-        ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        mask[row, : len(example.ids)] = 1
         spans[row, start:end] = 1
-        labels[row, start - 1 : end - 1] = ids[row, start:end]  # each token is predicted one to its left
+        targets[row, start - 1 : end - 1] = ids[row, start:end]  # each token is predicted one to its left
         if layout == "free":
-            labels[row, end - 1] = model.config.infill_end_token_id
+            targets[row, end - 1] = model.config.infill_end_token_id
             offset = next((o for o in model.config.infill_free_offsets if o >= example.length), None)
             if offset is None:
                 raise ValueError(
                     f"a gap of {example.length} tokens exceeds infill_free_offsets={model.config.infill_free_offsets}."
                 )
             positions[row, end:] += offset - example.length
-    kept = labels != -100
-    mode = {"attention_mode": "causal"} if layout == "causal" else {"attention_mode": "hybrid", "span_ids": spans}
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "logits_to_keep": kept} | mode
-    inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
-    logits = model(**inputs, use_cache=False).logits.float().cpu()  # (kept, V)
-    costs = torch.zeros(labels.shape)
-    costs[kept] = F.cross_entropy(logits, labels[kept], reduction="none")
-    return costs.sum(1).double().numpy()
+    predicts = targets >= 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "logits_to_keep": predicts}
+    inputs |= {} if layout == "causal" else {"span_ids": spans}
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    mode = "causal" if layout == "causal" else "hybrid"
+    logits = model(**inputs, attention_mode=mode, use_cache=False).logits  # (N, V)
+    costs = torch.zeros(targets.shape, dtype=torch.double)
+    costs[predicts] = -token_logprobs(logits, targets[predicts].to(logits.device)).double().cpu()
+    return costs.sum(1).numpy()
 
 
 @torch.no_grad()
 def causal_perplexity(model, texts: list[str], tokenizer, batch_size: int = 32) -> float:
     """Perplexity of whole texts, left to right (causal mode)."""
-    rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    examples = [GapExample([tokenizer.bos_token_id, *row], 1, len(row), n) for n, row in enumerate(rows)]
-    return infill_perplexity(model, examples, "causal", batch_size).value
+    opening = start_ids(model.config, tokenizer)
+    rows = [opening + text_ids(text, tokenizer) for text in texts]
+    return infill_perplexity(model, [whole(row, n) for n, row in enumerate(rows)], "causal", batch_size).value
+
+
+def whole(ids: list[int], story: int) -> GapExample:
+    """A text all of which is to be predicted, but for its first token."""
+    return GapExample(ids, 1, len(ids) - 1, story)

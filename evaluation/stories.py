@@ -8,21 +8,19 @@ import argparse
 import json
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer
 
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import FAMILIES
 
 from .embedding import encode_causal, read_graded_pairs, retrieval_top1, sts_spearman
 from .infilling import causal_perplexity, infill_perplexity, sentence_gaps
 
 
-def load(path: str, dtype="float32") -> tuple[MagnetLlamaForCausalLM, object]:
-    """A MAGNET checkpoint, or a Llama one as a MAGNET model without adapter, in eval mode; and its tokenizer."""
-    if AutoConfig.from_pretrained(path).model_type == "magnet_llama":
-        model = MagnetLlamaForCausalLM.from_pretrained(path, dtype=dtype)
-    else:
-        model = MagnetLlamaForCausalLM.from_llama(LlamaForCausalLM.from_pretrained(path, dtype=dtype))
-    return model.eval(), AutoTokenizer.from_pretrained(path)
+def load(path: str, dtype="float32") -> tuple:
+    """A MAGNET checkpoint, or a base as a MAGNET model without adapter, in eval mode; and its tokenizer."""
+    family = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type.removeprefix("magnet_")
+    model = FAMILIES[family].from_pretrained(path, dtype=dtype)
+    return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def read_stories(path: str | Path) -> list[dict]:
@@ -36,11 +34,16 @@ def read_cloze(path: str | Path) -> list[list[str]]:
     return [row[1:5] + [row[4 + int(row[7])]] for row in rows]
 
 
+def is_adapted(model) -> bool:
+    """Whether it was trained to look to the right. A merged checkpoint has its adapter in the weights."""
+    return model.config.adapter is not None or model.config.causal_adapter
+
+
 def infilling_row(model, tokenizer, stories: list[list[str]], every: bool = True) -> dict:
     """Infilling perplexities with their 95 % intervals; those of hybrid mode only for an adapted model."""
-    examples = sentence_gaps(stories, tokenizer, every)
+    examples = sentence_gaps(stories, model.config, tokenizer, every)
     layouts = ["causal"]
-    if model.config.adapter is not None and not model.config.causal_adapter:
+    if is_adapted(model):
         layouts += ["exact"] + (["free"] if model.config.infill_end_token_id is not None else [])
     measured = {layout: infill_perplexity(model, examples, layout) for layout in layouts}
     row = {"gaps": len(examples), "span_tokens": int(measured["causal"].tokens.sum())}
@@ -57,7 +60,7 @@ def infilling_row(model, tokenizer, stories: list[list[str]], every: bool = True
 
 def embedding_row(model, tokenizer, folder: str | Path) -> dict:
     """Spearman on the graded pairs and top-1 retrieval; an unadapted model embeds with causal attention."""
-    if model.config.adapter is not None:
+    if is_adapted(model):
         encoders = {"": lambda texts: model.encode(texts, tokenizer, show_progress_bar=False)}
     else:
         encoders = {
@@ -76,7 +79,7 @@ def embedding_row(model, tokenizer, folder: str | Path) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", required=True, help="checkpoints: MAGNET or Llama")
+    parser.add_argument("--model", nargs="+", required=True, help="MAGNET checkpoints and bases")
     parser.add_argument("--stories", help="folder with validation.jsonl and sts.tsv")
     parser.add_argument("--cloze", help="Story Cloze file (tab-separated)")
     args = parser.parse_args()

@@ -20,11 +20,10 @@ from sentence_transformers import (
 )
 from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
 from sentence_transformers.training_args import BatchSamplers
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from magnet_eval.embedding import read_graded_pairs, sts_spearman
-from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.export import save_checkpoint
+from magnet_hub.save import save_checkpoint
 
 ASSETS = Path(__file__).parent / "assets"
 STORIES = ASSETS / "everyday-stories"
@@ -49,7 +48,9 @@ def loss_of(sentences, args):
 
 
 def fine_tune(sentences: SentenceTransformer, pairs: Dataset, args) -> list[float]:
-    """Trains in place; returns the loss of each step."""
+    """Trains the adapter in place; returns the loss of each step."""
+    for name, parameter in sentences.named_parameters():
+        parameter.requires_grad_("_lora." in name)  # a base that moved would no longer generate as it did
     training = SentenceTransformerTrainingArguments(
         output_dir=str(args.output_dir),
         max_steps=args.max_steps,
@@ -71,7 +72,7 @@ def fine_tune(sentences: SentenceTransformer, pairs: Dataset, args) -> list[floa
 
 def save(sentences: SentenceTransformer, args) -> None:
     """`sentences.save_pretrained()` would keep the decoder alone; this keeps generator and infilling too."""
-    model = MagnetLlamaForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32)
     model.model.load_state_dict(sentences[0].model.state_dict())
     save_checkpoint(model, AutoTokenizer.from_pretrained(args.model, trust_remote_code=True), args.output_dir)
 

@@ -9,7 +9,8 @@ import importlib
 import json
 import sys
 
-OURS = ("modeling_magnet", "configuration_magnet", "magnet_train", "magnet_eval", "magnet_cli")
+OURS = ("modeling_magnet", "configuration_magnet")
+OURS += ("magnet_hub", "magnet_train", "magnet_eval", "magnet_cli", "magnet_check")
 TEXTS = ["The boy put on his boots because it was raining.", "As it was raining, the boy pulled his boots on."]
 GAPPED = "Mina slid a tray of rolls into her oven. <|gap|> She wrapped the rolls in foil."
 

@@ -21,7 +21,7 @@ import shutil
 import torch
 from transformers import AutoTokenizer
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.export import save_checkpoint
+from magnet_hub.save import save_checkpoint
 
 model = MagnetLlamaForCausalLM.from_pretrained("runs/magnet-tiny", dtype=torch.bfloat16)
 save_checkpoint(model, AutoTokenizer.from_pretrained("runs/magnet-tiny"), "examples/assets/magnet-tiny")

@@ -10,13 +10,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
+from magnet_hub.card import write_model_card
+from magnet_hub.origin import Origin, read_origin
+from magnet_hub.results import Measured, write_eval_results
+from magnet_hub.sentence_transformer import write_sentence_transformer_files
 from magnet_train.provenance import CONFIGURATION, ConfigurationCallback
 from magnet_train.recipes import parse_with_sources
 from modeling_magnet import MagnetLlamaConfig
-from modeling_magnet.card_facts import Origin, read_origin
-from modeling_magnet.eval_results import Measured, write_eval_results
-from modeling_magnet.model_card import write_model_card
-from modeling_magnet.sentence_transformer import write_sentence_transformer_files
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "assets" / "magnet-tiny"
@@ -57,7 +59,7 @@ def main() -> None:
     for source in (ROOT / "modeling_magnet").glob("*_magnet.py"):
         shutil.copyfile(source, FOLDER / source.name)
     config = MagnetLlamaConfig.from_pretrained(FOLDER)
-    write_sentence_transformer_files(config, FOLDER)
+    write_sentence_transformer_files(config, AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=False), FOLDER)
     write_eval_results(FOLDER, measured())
     write_model_card(config, FOLDER, origin=origin())
 

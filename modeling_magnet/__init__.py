@@ -3,27 +3,17 @@
 Importing this package registers MAGNET with transformers' Auto classes, so checkpoints load without remote code.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+import transformers
 
-from .attention_magnet import span_attention_rule, span_ids_from_mask
-from .configuration_magnet import ATTENTION_MODES, MagnetLlamaConfig
-from .gaps_magnet import Gap, InfilledGap, InfillOutput
-from .modeling_magnet import (
-    MagnetLlamaForCausalLM,
-    MagnetLlamaForSequenceClassification,
-    MagnetLlamaForTokenClassification,
-    MagnetLlamaModel,
-)
-from .streaming_magnet import InfillEvent, InfillStreamer
+from .configuration_magnet import *
+from .configuration_magnet import ATTENTION_MODES
+from .infilling_magnet import Gap, InfilledGap, InfillOutput
+from .modeling_magnet import *
+from .modeling_magnet import FAMILIES, span_attention_rule, span_ids_from_mask
 
-AutoConfig.register("magnet_llama", MagnetLlamaConfig)
-AutoModel.register(MagnetLlamaConfig, MagnetLlamaModel)
-AutoModelForCausalLM.register(MagnetLlamaConfig, MagnetLlamaForCausalLM)
-AutoModelForTokenClassification.register(MagnetLlamaConfig, MagnetLlamaForTokenClassification)
-AutoModelForSequenceClassification.register(MagnetLlamaConfig, MagnetLlamaForSequenceClassification)
+for language_model in FAMILIES.values():
+    config = language_model.config_class
+    transformers.AutoConfig.register(config.model_type, config)
+    for auto_class, path in config().auto_map.items():
+        if auto_class != "AutoConfig":
+            getattr(transformers, auto_class).register(config, globals()[path.removeprefix("modeling_magnet.")])

@@ -1,88 +1,289 @@
-"""MAGNET on Llama: one set of weights that generates (causal), encodes (bidirectional) and infills (hybrid attention).
+"""MAGNET: one set of weights that generates (causal), encodes (bidirectional) and infills (hybrid attention).
 
-Read `attention_magnet.py` (the one attention rule) and `adapter_magnet.py` (the gate) first, then this file from top to
-bottom: the decoder, which puts the two together, and its heads.
+Read from top to bottom: the one attention rule (section 3.1, Figure 2), the low-rank adapter and its gate, the decoder
+that puts the two before transformers' own, the language model, the classification heads, and a few lines a family.
 
-This file and its siblings (`from .x import`) are copied into every checkpoint; they import torch, transformers and
-peft only.
+This file and its siblings (`from .x import`) are copied into every checkpoint; they import torch, numpy, tqdm,
+transformers, tokenizers, huggingface_hub and safetensors.
 """
 
-from typing import TYPE_CHECKING
+import contextlib
+import difflib
+import functools
+import json
+import math
+import threading
+from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
+from safetensors.torch import load_file
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers import PreTrainedConfig, PreTrainedModel, initialization, models
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
-
-from .adapter_magnet import MAGNET, adapter_gate, adopt_adapter, freeze_base, inject_adapter, reset_lora_part
-from .attention_magnet import (
-    check_span_ids,
-    refuse_other_mode_arguments,
-    resolve_mode,
-    span_attention_rule,
-    span_ids_from_mask,
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
 )
-from .classification_magnet import SequenceClassificationMixin, TokenClassificationMixin
-from .configuration_magnet import MagnetLlamaConfig
-from .encoding_magnet import EncodingMixin
+from transformers.utils import cached_file, can_return_tuple
+from transformers.utils.loading_report import LoadStateDictInfo
+
+from .configuration_magnet import (
+    ATTENTION_MODES,
+    MagnetGemma3TextConfig,
+    MagnetGraniteConfig,
+    MagnetLlamaConfig,
+    MagnetMistralConfig,
+    MagnetQwen2Config,
+    MagnetQwen3Config,
+)
+from .encoding_magnet import EncodingMixin, own_token_states, pooled
 from .infilling_magnet import InfillingMixin
+from .scoring_magnet import continuation_logprobs  # noqa: F401 - named here, so that transformers fetches the file first
 
-if (
-    TYPE_CHECKING
-):  # never run, but read: of a Hub repository's code, transformers makes sure of the files that this one names.
-    # Files named by those alone would be missing where two processes load at once, or where one was killed meanwhile.
-    from .decoding_magnet import Decoder  # noqa: F401
-    from .filling_magnet import Filler  # noqa: F401
-    from .gaps_magnet import Gap  # noqa: F401
-    from .rules_magnet import GapRules  # noqa: F401
-    from .scoring_magnet import span_logprobs  # noqa: F401
-    from .seams_magnet import heal  # noqa: F401
-    from .selection_magnet import Choice  # noqa: F401
-    from .streaming_magnet import InfillStreamer  # noqa: F401
-
-# ----------------------------------------------------------------------------------------------------- the decoder
+# ------------------------------------------------------------------------------------------------- the attention rule
 
 
-class MagnetLlamaPreTrainedModel(LlamaPreTrainedModel):
-    config: MagnetLlamaConfig
-    config_class = MagnetLlamaConfig
-    # also what 8- and 4-bit loading leaves alone: an adapter in integers could be neither added nor trained
-    _keep_in_fp32_modules = [r".*\.lora_[AB]", "projection_head", "score"]
+def span_attention_rule(span_ids: torch.Tensor):
+    """
+    The one attention rule of MAGNET (section 3.1, Figure 2): every token attends to the whole context; a span token also
+    attends to itself and to the earlier tokens of its own span.
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """Loads a checkpoint. Of one with an adapter, only adapter and heads are trainable (`requires_grad`)."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
-        if model.config.adapter is not None:
-            freeze_base(model)
-        return loaded
+    Args:
+        span_ids (`torch.LongTensor` of shape `(batch, length)`):
+            0 for a context token, g > 0 for a token of the g-th span. All 0 is bidirectional, all 1 is causal.
 
-    def get_adapter_state_dict(self, *args, **kwargs) -> dict:
-        """What `save_pretrained()` writes of an adapter that `add_adapter()` put on top, without MAGNET's own."""
-        weights = super().get_adapter_state_dict(*args, **kwargs)
-        return {name: weight for name, weight in weights.items() if f".{MAGNET}." not in name}
+    Returns:
+        A predicate `allowed(batch, head, query, key) -> bool tensor`, in the form transformers' mask functions take.
+    """
+
+    def allowed(batch, head, query, key):
+        in_context = span_ids[batch, key] == 0
+        in_own_past = (span_ids[batch, key] == span_ids[batch, query]) & (key <= query)
+        return in_context | in_own_past
+
+    return allowed
+
+
+def window_rule(positions: torch.Tensor, window: int):
+    """A sliding window over positions, `(batch, slots)`: gaps of free length make them jump, and a cache reorders them."""
+
+    def near(batch, head, query, key):
+        return (positions[batch, query] - positions[batch, key]).abs() < window
+
+    return near
+
+
+def both(first, second):
+    """The conjunction of two mask functions; either may be None."""
+    if first is None or second is None:
+        return first or second
+    return lambda *place: first(*place) & second(*place)
+
+
+def span_ids_from_mask(span_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Numbers the runs of a boolean span mask: 0 outside, 1, 2, ... for the runs from left to right.
+
+    Two spans that touch are one run in a mask; use `span_ids` to keep them apart.
+
+    Args:
+        span_mask (`torch.BoolTensor` of shape `(batch, length)`): `True` at span tokens.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch, length)`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_magnet import span_ids_from_mask
+    >>> span_ids_from_mask(torch.tensor([[False, True, True, False, True]]))
+    tensor([[0, 1, 1, 0, 2]])
+
+    ```
+    """
+    before = nn.functional.pad(span_mask, (1, 0))[:, :-1]  # (B, L), the mask one to the right
+    return (span_mask & ~before).cumsum(dim=1) * span_mask
+
+
+# ------------------------------------------------------------------------------------------- the adapter and its gate
+
+
+class _Gate(threading.local):
+    """Whether the adapter acts, per thread. Open by default, because activation checkpointing recomputes a layer in
+    a thread of its own; a thread-local (not a context variable) because torch.compile can trace it."""
+
+    is_open = True
+
+
+_gate = _Gate()
+
+
+@contextlib.contextmanager
+def adapter_gate(is_open: bool):
+    """Opens or closes the adapter for the calls made inside, in this thread only; a gate around that is closed stays so."""
+    before, _gate.is_open = _gate.is_open, _gate.is_open and is_open
+    try:
+        yield
+    finally:
+        _gate.is_open = before
+
+
+class LowRank(nn.Module):
+    """
+    The low-rank part beside a linear layer (LoRA): a hook on the layer adds `x A^T B^T alpha / r` to its output while the
+    gate is open. The layer keeps its class and its tensor its name, so a MAGNET checkpoint is the base's, and more.
+
+    Args:
+        linear (`nn.Linear`): The layer, quantised or not.
+        r (`int`): Rank.
+        alpha (`float`): The part is scaled by `alpha / r`.
+    """
+
+    def __init__(self, linear: nn.Module, r: int, alpha: float):
+        super().__init__()
+        dtype = linear.weight.dtype if linear.weight.is_floating_point() else torch.get_default_dtype()
+        where = {"device": linear.weight.device, "dtype": dtype}
+        self.A = nn.Parameter(torch.empty(r, linear.in_features, **where))
+        self.B = nn.Parameter(torch.empty(linear.out_features, r, **where))
+        self.scale = alpha / r
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """The identity: B is 0. transformers' functions leave alone what was loaded from a file."""
+        initialization.kaiming_uniform_(self.A, a=math.sqrt(5))
+        initialization.zeros_(self.B)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.A.dtype)
+        return nn.functional.linear(nn.functional.linear(x, self.A), self.B) * self.scale
+
+    def add(self, linear: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        """The forward hook. A bound method: a deep copy of the model gets hooks of its own."""
+        return output + self(args[0]).to(output.dtype) if _gate.is_open else output
+
+
+def attach_adapter(model: nn.Module, adapter: dict | None) -> None:
+    """Puts a [`LowRank`] beside each target that has none, under `<target>_lora`, and its hook on the target."""
+    for parent in list(model.modules()) if adapter else ():
+        for name in set(adapter["target_modules"]) & set(dict(parent.named_children())):
+            linear, part = getattr(parent, name), f"{name}_lora"
+            if part not in dict(parent.named_children()):
+                setattr(parent, part, LowRank(linear, adapter["r"], adapter["alpha"]))
+            low_rank = getattr(parent, part)
+            # quantising replaces the layer, and with it the hook
+            if not any(getattr(hook, "__self__", None) is low_rank for hook in linear._forward_hooks.values()):
+                linear.register_forward_hook(low_rank.add)
+
+
+def low_rank_parts(model: nn.Module):
+    """Yields `(name of the linear layer, the layer, its LowRank)`."""
+    for name, module in model.named_modules():
+        if isinstance(module, LowRank):
+            target = name.removesuffix("_lora")
+            yield target, model.get_submodule(target), module
+
+
+class MagnetPreTrained:
+    """Loading and initialising, for every class with a MAGNET decoder. Stands before transformers' class in the bases."""
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        reset_lora_part(module)  # a fresh adapter is the identity
+        if isinstance(module, LowRank):
+            module.reset_parameters()
 
-    def load_adapter(self, peft_model_id=None, adapter_name=None, *args, **kwargs):
-        """As in transformers; an adapter exported from a MAGNET checkpoint is off in causal mode, as it was there."""
-        found = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
-        adopt_adapter(self, adapter_name or "default")
-        return found
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        r"""
+        As in transformers. Takes a MAGNET checkpoint, or a plain one of the same family: `adapter={"r", "alpha",
+        "target_modules"}` and the other fields of [`MagnetFields`] are then set here.
+
+        Raises:
+            `ValueError` where the file lacks a tensor of the decoder or has one too many, with its name: such a model would
+            be partly random. A fresh adapter, or a fresh head, is what a plain base lacks.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        attach_adapter(model.base_model, model.config.adapter)
+        has_adapter = _declares_adapter(pretrained_model_name_or_path, kwargs)
+        missing = [key for key in info["missing_keys"] if "_lora." not in key or has_adapter]
+        heads = ("score.", "projection_head.")  # fresh ones are announced by transformers itself
+        missing = sorted(key for key in missing if not key.startswith(heads))
+        decoder = model.base_model_prefix + "."
+        extra = sorted(key for key in info["unexpected_keys"] if key.startswith(decoder) or "_lora." in key)
+        for problem, keys in (("has no tensors for", missing), ("has tensors that the model lacks:", extra)):
+            if keys:
+                names = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: the file {problem} {names}. Its config.json (layers, adapter) is not "
+                    "that of its weights; restore the one it was saved with."
+                )
+        return (model, info) if wants_info else model
+
+    def load_adapter(self, peft_model_id=None, adapter_name=None, *args, adapter_kwargs=None, **kwargs):
+        """
+        As in transformers. An adapter that was exported from a MAGNET checkpoint becomes MAGNET's own again: off in causal
+        mode, saved with the model. Its `adapter_config.json` says `auto_mapping: {"magnet_gated": true}`.
+        """
+        hub = {"subfolder": "", **(adapter_kwargs or {})}
+        found = peft_model_id and cached_file(peft_model_id, "adapter_config.json", **_hub_options(hub))
+        settings = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        if not (settings.get("auto_mapping") or {}).get("magnet_gated"):
+            return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
+        weights = load_file(cached_file(peft_model_id, "adapter_model.safetensors", **_hub_options(hub)))
+        adapter = {"r": settings["r"], "alpha": settings["lora_alpha"]}
+        self.add_magnet_adapter(adapter | {"target_modules": sorted(settings["target_modules"])})
+        prefix = f"base_model.model.{self.base_model_prefix}."
+        own = {name for name, _ in self.base_model.named_parameters() if "_lora." in name}
+        renamed = {key.removeprefix(prefix): weight for key, weight in weights.items()}
+        renamed = {
+            key.replace(".lora_A.weight", "_lora.A").replace(".lora_B.weight", "_lora.B"): weight
+            for key, weight in renamed.items()
+        }
+        if own != set(renamed):
+            odd = sorted(own ^ set(renamed))
+            raise ValueError(
+                f"{peft_model_id}: the adapter does not fit this base; the first of {len(odd)}: {odd[0]}."
+            )
+        self.base_model.load_state_dict(renamed, strict=False)
+        return LoadStateDictInfo(set(), set(), set(), [], {}, set())
+
+    def add_magnet_adapter(self, adapter: dict) -> None:
+        """Adds a fresh adapter, which starts as the identity, and writes it to `config.adapter`."""
+        if self.config.adapter is not None:
+            raise ValueError(f"adapter: this model already has one, {self.config.adapter}.")
+        self.config.adapter = adapter
+        self.config.validate_adapter()
+        attach_adapter(self.base_model, adapter)
+
+    def adapter_disabled(self):
+        """A context in which this thread's calls see the base model in every mode."""
+        return adapter_gate(False)
 
 
-class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
+def _declares_adapter(path, kwargs) -> bool:
+    """Whether the `config.json` beside the weights says that they hold an adapter."""
+    try:
+        return bool(PreTrainedConfig.get_config_dict(path, **_hub_options(kwargs))[0].get("adapter"))
+    except (OSError, TypeError):  # weights given as `state_dict=`, or an adapter's folder, which load_adapter() reads
+        return False
+
+
+def _hub_options(kwargs: dict) -> dict:
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+# -------------------------------------------------------------------------------------------------------- the decoder
+
+
+class MagnetDecoder(MagnetPreTrained):
     """
-    The Llama decoder with an attention mode per call. The mode lives in the call alone, never in shared state: threads
-    may mix modes on one model.
+    Puts attention modes before a stock decoder: the mask of the call is built here and handed to transformers' own
+    `forward`. Causal calls go through untouched. The mode lives in the call alone: threads may mix modes on one model.
 
     Example:
 
@@ -98,13 +299,13 @@ class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
     ```
     """
 
-    def __init__(self, config: MagnetLlamaConfig):
+    def __init__(self, config):
         super().__init__(config)
-        if config.adapter is not None:
-            inject_adapter(self, config.adapter)
+        attach_adapter(self, config.adapter)
+        for layer in self.layers:
+            layer.self_attn.register_forward_pre_hook(_attend_both_ways, with_kwargs=True)
+        self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -116,10 +317,11 @@ class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
         attention_mode: str | None = None,
         span_ids: torch.LongTensor | None = None,
         span_mask: torch.BoolTensor | None = None,
+        context_position_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         r"""
-        Args (beside those of [`LlamaModel`]):
+        Args (beside those of the stock decoder):
             attention_mode (`str`, *optional*, defaults to `config.attention_mode`):
                 `"causal"`, `"bidirectional"` or `"hybrid"`.
             span_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
@@ -129,115 +331,230 @@ class MagnetLlamaModel(MagnetLlamaPreTrainedModel, LlamaModel):
             past_key_values (`Cache`, *optional*):
                 Bidirectional mode fills an empty cache (the context of a later infill). Hybrid mode continues one: the
                 cache is the context, and every new token belongs to the one span that is being written.
+            context_position_ids (`torch.LongTensor` of shape `(batch, cached context)`, *optional*):
+                Positions of the cached context, where hybrid mode continues one and a layer has a sliding window;
+                defaults to 0, 1, ...
             use_cache (`bool`, *optional*):
-                Causal mode creates a cache, as Llama does; the other two modes never create one.
+                Causal mode creates a cache, as the stock decoder does; the other two modes never create one.
 
         Raises:
-            `ValueError`: an unknown mode; `is_causal` or a misspelt argument; hybrid without spans, or with flash attention; spans of a wrong
-            shape, dtype or with a hole; outside causal mode, a padding mask of a wrong shape; a token id outside the
-            vocabulary.
+            `ValueError`: an unknown mode; `is_causal` or a misspelt argument; hybrid without spans, or with flash attention;
+            spans of a wrong shape, dtype or with a hole; outside causal mode, a padding mask of a wrong shape.
         """
-        refuse_other_mode_arguments(kwargs)
+        _refuse_other_mode_arguments(kwargs)
         mode = resolve_mode(self.config, attention_mode, span_ids, span_mask, past_key_values)
-        if mode == "causal" and self._checkpoints_closed_gate():
-            raise ValueError(
-                "Gradient checkpointing recomputes layers with the adapter on, but it is off in causal mode. Set "
-                "config.causal_adapter=True, or switch gradient checkpointing off."
-            )
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
-            self._check_token_ids(input_ids)
-            inputs_embeds = self.embed_tokens(input_ids)  # (B, L, d)
-        if mode == "causal" and use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
-
-        if span_mask is not None:
-            span_ids = span_ids_from_mask(span_mask)
-        mask, layer_kwargs = self._attention(
-            mode, inputs_embeds, attention_mask, position_ids, past_key_values, span_ids
-        )
-        position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
-        hidden_states = inputs_embeds
-        with adapter_gate(mode != "causal" or self.config.causal_adapter):
-            for layer in self.layers:
-                hidden_states = layer(
-                    hidden_states,
-                    attention_mask=mask,
-                    position_embeddings=position_embeddings,
-                    past_key_values=past_key_values,
-                    use_cache=use_cache,
-                    **layer_kwargs,
-                    **kwargs,
-                )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
-
-    def _attention(self, mode, inputs_embeds, attention_mask, position_ids, past_key_values, span_ids):
-        """The backend's mask object for this call, (B, 1, L, keys) or None, and what else the attention layers need."""
-        common = {
-            "config": self.config,
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-        }
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         if mode == "causal":
-            # exactly Llama's own call; position_ids let flash attention see packed rows, as in Llama
-            return create_causal_mask(**common, position_ids=position_ids), {"position_ids": position_ids}
-        # From here on no position_ids go to the attention layers: free gaps make them jump, which transformers would
-        # read as packed documents and cut the attention between them.
-        if mode == "hybrid" and past_key_values is not None:
-            return create_causal_mask(**common), {}
-        shape = inputs_embeds.shape[:2]
-        if attention_mask is not None and attention_mask.shape != shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}: attention_mode={mode!r} builds its own 4D mask "
-                f"and takes a padding mask of shape (batch, length) = {tuple(shape)}."
-            )
-        if mode == "bidirectional":
-            return create_bidirectional_mask(**common), {"is_causal": False}
-        check_span_ids(span_ids, shape)
-        rule = span_attention_rule(span_ids.to(inputs_embeds.device))
-        return create_bidirectional_mask(**common, and_mask_function=rule), {"is_causal": False}
+            if self._recomputes_with_closed_gate():
+                raise ValueError(
+                    "Gradient checkpointing recomputes layers with the adapter on, but it is off in causal mode. Set "
+                    "config.causal_adapter=True, or switch gradient checkpointing off."
+                )
+            inputs |= {"use_cache": use_cache}
+        else:
+            given = input_ids if inputs_embeds is None else inputs_embeds
+            # the mask functions read shape, dtype and device of the embeddings, and these alone
+            like_embeds = torch.empty(*given.shape[:2], 0, dtype=self.dtype, device=given.device)
+            if mode == "hybrid" and past_key_values is not None:
+                attention_mask = self._continuing_mask(
+                    like_embeds, attention_mask, position_ids, past_key_values, context_position_ids
+                )
+            else:
+                span_ids = span_ids_from_mask(span_mask) if span_mask is not None else span_ids
+                attention_mask = self._mask(like_embeds, attention_mask, position_ids, past_key_values, span_ids)
+                inputs |= {"attends_both_ways": True}
+            inputs |= {"use_cache": past_key_values is not None}
+        with adapter_gate(mode != "causal" or self.config.causal_adapter):
+            return super().forward(attention_mask=attention_mask, past_key_values=past_key_values, **inputs, **kwargs)
 
-    def _checkpoints_closed_gate(self) -> bool:
+    def _mask(self, like_embeds, attention_mask, position_ids, past_key_values, span_ids):
+        """The mask of bidirectional mode and of hybrid mode, (B, 1, L, L) in the form of the backend."""
+        shape = tuple(like_embeds.shape[:2])
+        if attention_mask is not None and tuple(attention_mask.shape) != shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}: outside causal mode it must be a padding mask of "
+                f"shape (batch, length) = {shape}; the 4D mask is built here."
+            )
+        rule = None
+        if span_ids is not None:
+            check_span_ids(span_ids, shape)
+            rule = span_attention_rule(span_ids.to(like_embeds.device))
+        if position_ids is None:
+            position_ids = torch.arange(shape[1], device=like_embeds.device)[None]
+        common = {"config": self.config, "inputs_embeds": like_embeds, "attention_mask": attention_mask}
+        common |= {"past_key_values": past_key_values, "allow_is_bidirectional_skip": False}
+        return self._by_layer_type(
+            lambda window: create_bidirectional_mask(**common, and_mask_function=both(rule, window)),
+            position_ids.expand(shape),
+        )
+
+    def _continuing_mask(self, like_embeds, attention_mask, position_ids, past_key_values, context_position_ids):
+        """The mask of a span that is written over a cached context: causal, but for windows over positions."""
+        if self.window is None or isinstance(attention_mask, dict):
+            return attention_mask  # 2D, or prepared by generate() for a static cache: the stock decoder's own is right
+        batch, new = like_embeds.shape[:2]
+        slots = past_key_values.get_seq_length() + new
+        if context_position_ids is None:
+            context_position_ids = torch.arange(slots - new, device=like_embeds.device).expand(batch, -1)
+        written = slots - context_position_ids.shape[1]  # of the span so far, the token left of it included
+        back = torch.arange(written - 1, -1, -1, device=like_embeds.device)
+        last = position_ids[:, -1:] if position_ids is not None else context_position_ids[:, -1:] + written
+        positions = torch.cat([context_position_ids, last - back], dim=1)  # (B, slots)
+        common = {"config": self.config, "inputs_embeds": like_embeds, "attention_mask": attention_mask}
+        return self._by_layer_type(
+            lambda window: create_causal_mask(**common, past_key_values=past_key_values, and_mask_function=window),
+            positions,
+        )
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that a sliding layer sees to each side; None where no layer slides."""
+        slides = "sliding_attention" in getattr(self.config, "layer_types", ("sliding_attention",))
+        return getattr(self.config, "sliding_window", None) if slides else None
+
+    def _by_layer_type(self, build, positions):
+        """One mask; or, as the stock decoder takes them, a dictionary of one mask a type of layers."""
+        near = self.window and window_rule(positions, self.window)
+        is_far = near and "flash" in self.config._attn_implementation and (positions.diff() != 1).any()
+        if is_far and positions.amax() - positions.amin() >= self.window:
+            raise ValueError(
+                f"attn_implementation={self.config._attn_implementation!r} slides over slots, not over positions: where these "
+                f"jump, a text longer than sliding_window={self.window} needs 'sdpa', 'eager' or 'flex_attention'."
+            )
+        types = getattr(self.config, "layer_types", None)
+        if types is None:  # Llama, Granite; Mistral, where all layers slide or none
+            return build(near)
+        return {kind: build(near if kind == "sliding_attention" else None) for kind in set(types)}
+
+    def _recomputes_with_closed_gate(self) -> bool:
         gated = self.config.adapter is not None and not self.config.causal_adapter
         return gated and self.training and self.gradient_checkpointing and torch.is_grad_enabled()
 
-    def _check_token_ids(self, input_ids) -> None:
-        if input_ids.shape[1] == 0:
-            raise ValueError("input_ids has length 0: pass at least one token (a tokenizer adds [BOS]).")
-        # reads values, so not under compile, and not for each decoded token, where it would cost a GPU sync
-        if torch.compiler.is_compiling() or input_ids.shape[1] == 1:
-            return
-        if input_ids.min() < 0 or input_ids.max() >= self.vocab_size:
-            row, column = ((input_ids < 0) | (input_ids >= self.vocab_size)).nonzero()[0].tolist()
-            raise ValueError(
-                f"input_ids[{row}, {column}]={int(input_ids[row, column])}: outside the vocabulary, 0..{self.vocab_size - 1}."
-            )
+
+def _attend_both_ways(attention: nn.Module, args: tuple, kwargs: dict):
+    """
+    Flash attention takes no mask of ours: it is told here that the call is not causal, and not told of positions, whose
+    jumps at free gaps it would read as the borders of packed texts. transformers' own `is_causal` argument would be
+    written to the config, which threads share.
+    """
+    if kwargs.pop("attends_both_ways", False):
+        kwargs["is_causal"] = False
+        kwargs.pop("position_ids", None)
+    return args, kwargs
 
 
-# ------------------------------------------------------------------------------------------------------- the heads
+def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -> str:
+    """
+    The mode of this call: `attention_mode`, or else `config.attention_mode`.
+
+    Raises:
+        `ValueError` for an unknown mode, and for spans or a cache that the mode cannot honour: nothing is ever attended
+        to in another way than the call says.
+    """
+    mode = config.attention_mode if attention_mode is None else attention_mode
+    if mode not in ATTENTION_MODES:
+        raise ValueError(f"attention_mode={mode!r}: must be one of {list(ATTENTION_MODES)}.")
+    if span_ids is not None and span_mask is not None:
+        raise ValueError("Pass either span_ids or span_mask, not both.")
+    if span_mask is not None and span_mask.dtype != torch.bool:
+        raise ValueError(f"span_mask has dtype {span_mask.dtype}: must be torch.bool (use span_ids= for integers).")
+    has_spans = span_ids is not None or span_mask is not None
+    cached = past_key_values is not None and _is_filled(past_key_values, mode)
+    if mode == "hybrid" and past_key_values is not None and (has_spans or not cached):
+        raise ValueError(
+            "attention_mode='hybrid' with past_key_values continues one span over a cached context: fill the cache "
+            "with attention_mode='bidirectional' first and pass no span_ids, or use infill()."
+        )
+    if mode != "causal" and past_key_values is not None and any(past_key_values.is_sliding):
+        raise ValueError(
+            "past_key_values forgets what a sliding window has passed, but a gap may stand there: use DynamicCache(), "
+            "without config=."
+        )
+    if mode == "hybrid" and past_key_values is None and not has_spans:
+        raise ValueError("attention_mode='hybrid' needs span_ids (batch, length), or use attention_mode='causal'.")
+    if mode == "hybrid" and has_spans and "flash" in config._attn_implementation:
+        raise ValueError(
+            f"attn_implementation={config._attn_implementation!r} ignores attention_mode='hybrid'. Use 'sdpa', 'eager' or "
+            "'flex_attention'."
+        )
+    if mode != "hybrid" and has_spans:
+        raise ValueError(f"span_ids and span_mask mean nothing in attention_mode={mode!r}: use 'hybrid'.")
+    if mode == "bidirectional" and cached:
+        raise ValueError(
+            "past_key_values is not empty: attention_mode='bidirectional' would have to change the cached states. Use "
+            "'hybrid' to continue a cached context, or pass the whole text without a cache."
+        )
+    return mode
 
 
-def projection_head(config: MagnetLlamaConfig) -> nn.Module | None:
+def _is_filled(cache: Cache, mode: str) -> bool:
+    length = cache.get_seq_length()
+    if isinstance(length, torch.Tensor) and torch.compiler.is_compiling():
+        return mode == "hybrid"  # a static cache's length is a tensor: reading it would break the graph
+    return bool(length > 0)
+
+
+def check_span_ids(span_ids: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Raises `ValueError` unless `span_ids` is an integer tensor of `shape` whose spans are each one unbroken run."""
+    if span_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+        raise ValueError(
+            f"span_ids has dtype {span_ids.dtype}: must be an integer tensor (use span_mask= for booleans)."
+        )
+    if tuple(span_ids.shape) != tuple(shape):
+        raise ValueError(f"span_ids has shape {tuple(span_ids.shape)}: must be (batch, length) = {tuple(shape)}.")
+    if torch.compiler.is_compiling():  # the checks below read values, which would break the graph
+        return
+    if (span_ids < 0).any():
+        raise ValueError("span_ids holds negative values: use 0 for context tokens and 1, 2, ... for spans.")
+    runs, spans = _changes(span_ids), _changes(span_ids.sort(dim=1).values)  # (B,)
+    if (runs != spans).any():
+        row = int((runs != spans).nonzero()[0])
+        raise ValueError(
+            f"span_ids, row {row}: a span is not contiguous ({span_ids[row].tolist()}). Give each unbroken run of span "
+            "tokens an id of its own."
+        )
+
+
+def _changes(ids: torch.Tensor) -> torch.Tensor:
+    """How many runs of one positive number each row has, (B,)."""
+    before = nn.functional.pad(ids, (1, 0))[:, :-1]
+    return ((ids != before) & (ids > 0)).sum(1)
+
+
+def _refuse_other_mode_arguments(kwargs: dict) -> None:
+    """A stock forward takes any keyword in silence, so a misspelt `attention_mode` would leave the model causal."""
+    if "cache" in kwargs:  # from generate_batch(), whose mask says the same; the config, which threads share, keeps out
+        kwargs.pop("is_causal", None)
+    if "is_causal" in kwargs:
+        raise ValueError(f"is_causal={kwargs['is_causal']!r}: pass attention_mode= instead.")
+    for key in () if torch.compiler.is_compiling() else kwargs:
+        if close := _meant(key):
+            raise ValueError(f"{key}={kwargs[key]!r}: unknown argument. Did you mean {close!r}?")
+
+
+@functools.cache  # each decoded token asks again
+def _meant(key: str) -> str | None:
+    close = difflib.get_close_matches(key, ("attention_mode", "span_ids", "span_mask"), n=1, cutoff=0.85)
+    return close[0] if close else None
+
+
+# -------------------------------------------------------------------------------------------------- the language model
+
+
+def projection_head(kind: str, d: int) -> nn.Module | None:
     """The head of section 3.3 between h and e; trained, saved, and left out of every embedding."""
-    d = config.hidden_size
-    heads = {
-        "none": lambda: None,
-        "linear": lambda: nn.Linear(d, d, bias=False),
-        "mlp": lambda: nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)),
-    }
-    return heads[config.projection_head]()
+    if kind == "linear":
+        return nn.Linear(d, d, bias=False)
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d))
+    return None
 
 
-class MagnetLlamaForCausalLM(InfillingMixin, EncodingMixin, MagnetLlamaPreTrainedModel, LlamaForCausalLM):
+class MagnetLM(InfillingMixin, EncodingMixin, MagnetPreTrained):
     """
     MAGNET with its language-modelling head: `generate()`, [`~InfillingMixin.infill`], [`~EncodingMixin.encode`].
 
-    In causal mode it is the base Llama bit for bit, unless `config.causal_adapter`.
+    In causal mode it is the base model bit for bit, unless `config.causal_adapter`.
 
     Example:
 
@@ -253,117 +570,72 @@ class MagnetLlamaForCausalLM(InfillingMixin, EncodingMixin, MagnetLlamaPreTraine
     ```
     """
 
-    def __init__(self, config: MagnetLlamaConfig):
-        super(LlamaForCausalLM, self).__init__(config)  # LlamaForCausalLM would build its own decoder first
-        self.model = MagnetLlamaModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.projection_head = projection_head(config)
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = self.decoder_class(config)
+        self.projection_head = projection_head(config.projection_head, config.hidden_size)
         self.post_init()
 
     @classmethod
-    def from_llama(cls, path_or_model, adapter: dict | None = None, **magnet_settings) -> "MagnetLlamaForCausalLM":
+    def from_base(cls, path_or_model: str | PreTrainedModel, adapter: dict | None = None, **fields):
         r"""
-        Makes a MAGNET model from any Llama checkpoint. The weights are taken over, not copied.
+        Makes a MAGNET model from a plain one of the same family. A loaded model's weights are taken over, not copied.
 
         Args:
-            path_or_model (`str` or [`LlamaForCausalLM`]):
+            path_or_model (`str` or `PreTrainedModel`):
                 A folder, a Hub id or a loaded model (whose parameters the new model then shares).
             adapter (`dict`, *optional*):
-                A fresh LoRA adapter, `{"r", "alpha", "target_modules"}`.
-            magnet_settings:
-                Further fields of [`MagnetLlamaConfig`]. `dtype` and other loading options go to
-                `LlamaForCausalLM.from_pretrained`: load first where you need them, and pass the model.
+                A fresh adapter, `{"r", "alpha", "target_modules"}`.
+            fields:
+                Further fields of [`MagnetFields`], and loading options such as `dtype` for a folder or Hub id.
+
+        Raises:
+            `ValueError` for a base of another family, naming the class to use.
 
         Example:
 
         ```python
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> from modeling_magnet import MagnetLlamaForCausalLM
-        >>> llama = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
-        >>> model = MagnetLlamaForCausalLM.from_llama(llama, adapter={"r": 2, "alpha": 4, "target_modules": ["q_proj"]})
-        >>> model.lm_head.weight is llama.lm_head.weight
+        >>> from transformers import Qwen3Config, Qwen3ForCausalLM
+        >>> from modeling_magnet import MagnetQwen3ForCausalLM
+        >>> base = Qwen3ForCausalLM(Qwen3Config(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+        >>> model = MagnetQwen3ForCausalLM.from_base(base, adapter={"r": 2, "alpha": 4, "target_modules": ["q_proj"]})
+        >>> model.lm_head.weight is base.lm_head.weight
         True
 
         ```
         """
-        llama = (
-            path_or_model if isinstance(path_or_model, nn.Module) else LlamaForCausalLM.from_pretrained(path_or_model)
-        )
-        config = MagnetLlamaConfig.from_llama(llama.config, **magnet_settings | {"projection_head": "none"})
-        config._attn_implementation = llama.config._attn_implementation
-        with init_empty_weights(include_buffers=False):
+        if not isinstance(path_or_model, nn.Module):
+            return cls.from_pretrained(path_or_model, adapter=adapter, **fields)
+        base = path_or_model
+        config = cls.config_class.from_base(base.config, **fields)
+        config._attn_implementation = base.config._attn_implementation
+        with initialization.no_init_weights():
             model = cls(config)
-        model.load_state_dict(llama.state_dict(keep_vars=True), assign=True)
+        weights = base.state_dict(keep_vars=True)
+        model.load_state_dict(weights, strict=False, assign=True)
         model.tie_weights()
-        model.generation_config = llama.generation_config
+        model.add_projection_head(config.projection_head)
+        model.generation_config = base.generation_config
         if adapter is not None:
             model.add_magnet_adapter(adapter)
-        model.add_projection_head(magnet_settings.get("projection_head", "none"))
-        return model.train(llama.training)
-
-    def add_magnet_adapter(self, adapter: dict) -> None:
-        """Adds a fresh adapter (it starts as the identity) and writes it to `config.adapter`."""
-        if self.config.adapter is not None:
-            raise ValueError(f"adapter: this model already has one, {self.config.adapter}.")
-        self.config.adapter = adapter
-        self.config.validate_adapter()
-        inject_adapter(self.model, adapter)
+        return model.train(base.training)
 
     def add_projection_head(self, kind: str) -> None:
         """Sets a fresh projection head and writes its kind to `config.projection_head`."""
         self.config.projection_head = kind
-        self.projection_head = projection_head(self.config)
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        attention_mode: str | None = None,
-        span_ids: torch.LongTensor | None = None,
-        span_mask: torch.BoolTensor | None = None,
-        **kwargs,
-    ) -> CausalLMOutputWithPast:
-        r"""
-        Args (beside those of [`LlamaForCausalLM`] and [`MagnetLlamaModel`]):
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                As in Llama; or a bool tensor of shape `(batch, length)`: only there logits are computed, and `logits`
-                has shape `(number of True, vocab_size)`. Training labels a third of the positions, and the head over
-                all of them is the largest tensor of a step.
-        """
-        modes = {"attention_mode": attention_mode, "span_ids": span_ids, "span_mask": span_mask}
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-        }
-        if not (isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool):
-            return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **modes, **kwargs)
-        if labels is not None:
-            raise ValueError(
-                "labels cannot be combined with a boolean logits_to_keep: compute the loss from the logits."
-            )
-        outputs = self.model(**inputs, **modes, **kwargs)
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(outputs.last_hidden_state[logits_to_keep]),  # (number of True, V)
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        self.projection_head = projection_head(kind, self.config.hidden_size)
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, inputs_embeds=None, attention_mode=None, **kwargs
+        self,
+        input_ids,
+        past_key_values=None,
+        inputs_embeds=None,
+        attention_mode=None,
+        context_position_ids=None,
+        **kwargs,
     ):
-        """`generate()` runs in causal mode; infill() also lets it continue a span over a cached context (hybrid)."""
+        """`generate()` runs in causal mode; infill() also lets it continue a span over a cached context (hybrid). Our
+        arguments of `forward` are named here for `generate()`, which refuses what neither signature names."""
         mode = self.config.attention_mode if attention_mode is None else attention_mode
         if mode == "hybrid" and (past_key_values is None or past_key_values.get_seq_length() == 0):
             raise ValueError("attention_mode='hybrid' cannot generate from a prompt: use infill(), which fills gaps.")
@@ -374,34 +646,169 @@ class MagnetLlamaForCausalLM(InfillingMixin, EncodingMixin, MagnetLlamaPreTraine
         inputs = super().prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
         )
-        return inputs | {"attention_mode": mode}
+        return inputs | {"attention_mode": mode, "context_position_ids": context_position_ids}
 
 
-class MagnetLlamaForTokenClassification(TokenClassificationMixin, MagnetLlamaPreTrainedModel):
-    def __init__(self, config: MagnetLlamaConfig):
+# ---------------------------------------------------------------------------------------------- the classification heads
+
+
+class MagnetTokenClassifier(MagnetPreTrained):
+    """
+    A linear classifier on every token, read from the output one to its left: MNTP trains position i-1 to represent
+    token i (section 4.1). Bidirectional unless the call says otherwise.
+    """
+
+    _keep_in_fp32_modules = ["score"]  # also what 8-bit and 4-bit loading leaves alone, a fresh head above all
+
+    def __init__(self, config):
         super().__init__(config)
-        self.model = MagnetLlamaModel(config)
-        self.add_classifier()
+        self.num_labels = config.num_labels
+        self.model = self.decoder_class(config)
+        self.dropout = nn.Dropout(0.1)  # the paper's rate for its word-level tasks
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        attention_mode: str = "bidirectional",
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        r"""
+        Args (beside those of [`MagnetDecoder`]):
+            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): Classes; -100 at tokens not to be learnt.
+        """
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, attention_mode=attention_mode, **kwargs
+        )
+        hidden_states = own_token_states(outputs.last_hidden_state, attention_mask)
+        logits = self.score(self.dropout(hidden_states).to(self.score.weight.dtype))  # (B, L, num_labels)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
-class MagnetLlamaForSequenceClassification(SequenceClassificationMixin, MagnetLlamaPreTrainedModel):
-    def __init__(self, config: MagnetLlamaConfig):
+
+class MagnetSequenceClassifier(MagnetPreTrained):
+    """
+    A linear classifier on the vector that `encode()` gives: the last token's (tokenize with [EOS] behind the text), or
+    the mean, by `config.pooling`. Bidirectional unless the call says otherwise.
+    """
+
+    def __init__(self, config):
         super().__init__(config)
-        self.model = MagnetLlamaModel(config)
-        self.add_classifier()
+        self.num_labels = config.num_labels
+        self.model = self.decoder_class(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        attention_mode: str = "bidirectional",
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        r"""
+        Args (beside those of [`MagnetDecoder`]):
+            attention_mask (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                0 at padding, on either side. It tells the last token, not the padding's id: where a tokenizer pads with
+                [EOS], transformers' own heads would read the token before it.
+            labels (`torch.Tensor`, *optional*):
+                Classes `(batch,)`, or floats for regression and several labels, as `config.problem_type` says.
+        """
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, attention_mode=attention_mode, **kwargs
+        )
+        hidden_states = outputs.last_hidden_state
+        mask = hidden_states.new_ones(hidden_states.shape[:2]) if attention_mask is None else attention_mask
+        logits = self.score(pooled(hidden_states, mask, self.config.pooling))  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
-MagnetLlamaModel.register_for_auto_class("AutoModel")
-MagnetLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-MagnetLlamaForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
-MagnetLlamaForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
-__all__ = [
-    "MagnetLlamaPreTrainedModel",
-    "MagnetLlamaModel",
-    "MagnetLlamaForCausalLM",
-    "MagnetLlamaForTokenClassification",
-    "MagnetLlamaForSequenceClassification",
-]
+# ------------------------------------------------------------------------------------------------------- the families
+
+
+class MagnetLlamaModel(MagnetDecoder, models.llama.LlamaModel):
+    config_class = MagnetLlamaConfig
+
+
+class MagnetLlamaForCausalLM(MagnetLM, models.llama.LlamaForCausalLM):
+    decoder_class, config_class = MagnetLlamaModel, MagnetLlamaConfig
+    from_llama = classmethod(MagnetLM.from_base.__func__)  # its name before there were other families
+
+
+class MagnetMistralModel(MagnetDecoder, models.mistral.MistralModel):
+    config_class = MagnetMistralConfig
+
+
+class MagnetMistralForCausalLM(MagnetLM, models.mistral.MistralForCausalLM):
+    decoder_class, config_class = MagnetMistralModel, MagnetMistralConfig
+
+
+class MagnetQwen2Model(MagnetDecoder, models.qwen2.Qwen2Model):
+    config_class = MagnetQwen2Config
+
+
+class MagnetQwen2ForCausalLM(MagnetLM, models.qwen2.Qwen2ForCausalLM):
+    decoder_class, config_class = MagnetQwen2Model, MagnetQwen2Config
+
+
+class MagnetQwen3Model(MagnetDecoder, models.qwen3.Qwen3Model):
+    config_class = MagnetQwen3Config
+
+
+class MagnetQwen3ForCausalLM(MagnetLM, models.qwen3.Qwen3ForCausalLM):
+    decoder_class, config_class = MagnetQwen3Model, MagnetQwen3Config
+
+
+class MagnetGemma3TextModel(MagnetDecoder, models.gemma3.Gemma3TextModel):
+    config_class = MagnetGemma3TextConfig
+
+
+class MagnetGemma3TextForCausalLM(MagnetLM, models.gemma3.Gemma3ForCausalLM):
+    decoder_class, config_class = MagnetGemma3TextModel, MagnetGemma3TextConfig
+
+
+class MagnetGraniteModel(MagnetDecoder, models.granite.GraniteModel):
+    config_class = MagnetGraniteConfig
+
+
+class MagnetGraniteForCausalLM(MagnetLM, models.granite.GraniteForCausalLM):
+    decoder_class, config_class = MagnetGraniteModel, MagnetGraniteConfig
+
+
+FAMILIES = {  # by the model_type of the base
+    "llama": MagnetLlamaForCausalLM,
+    "mistral": MagnetMistralForCausalLM,
+    "qwen2": MagnetQwen2ForCausalLM,
+    "qwen3": MagnetQwen3ForCausalLM,
+    "gemma3_text": MagnetGemma3TextForCausalLM,
+    "granite": MagnetGraniteForCausalLM,
+}
+__all__ = ["FAMILIES"]
+for (
+    language_model
+) in FAMILIES.values():  # their classifiers, which differ in nothing but the family, and all Auto classes
+    family = language_model.__name__.removesuffix("ForCausalLM")
+    pretrained = language_model.__bases__[1].__bases__[0]  # LlamaPreTrainedModel
+    shared = {"decoder_class": language_model.decoder_class, "config_class": language_model.config_class}
+    made = {"AutoModel": language_model.decoder_class, "AutoModelForCausalLM": language_model}
+    for task, head in (
+        ("TokenClassification", MagnetTokenClassifier),
+        ("SequenceClassification", MagnetSequenceClassifier),
+    ):
+        name = f"{family}For{task}"
+        made[f"AutoModelFor{task}"] = type(
+            name, (head, pretrained), shared | {"__module__": __name__, "__doc__": head.__doc__}
+        )
+    for auto_class, model_class in made.items():
+        model_class.register_for_auto_class(auto_class)
+        globals()[model_class.__name__] = model_class
+        __all__.append(model_class.__name__)

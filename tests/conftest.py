@@ -3,49 +3,23 @@
 import shutil
 from pathlib import Path
 
+import families
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from families import ADAPTER, build_base, randomize_adapter  # noqa: F401 - for the other tests
+from transformers import AutoTokenizer
 
-from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.export import save_checkpoint
+from magnet_hub.save import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BASE_MODEL = REPOSITORY / "examples" / "assets" / "magnet-tiny-base"
-ADAPTER = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 torch.set_num_threads(1)  # on matrices this small, threads cost more than they give
 
 
-def build_llama(impl: str = "eager", seed: int = 0, **settings) -> LlamaForCausalLM:
+def build_llama(impl: str = "eager", seed: int = 0, **settings):
     """A random Llama of 3 layers in eval mode; the same seed gives the same weights on every backend."""
-    tiny = {
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.1,  # large enough for attention patterns to differ visibly
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 3,
-    }
-    config = LlamaConfig(**tiny | settings, attn_implementation=impl)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
-
-
-def randomize_adapter(model, seed: int = 1) -> None:
-    """Fills lora_B, which starts at zero, so that the adapter really acts."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return build_base("llama", impl, seed, **settings)
 
 
 def build_magnet(impl: str = "eager", adapter: dict | None = ADAPTER, seed: int = 0, llama=None, **settings):
@@ -53,12 +27,7 @@ def build_magnet(impl: str = "eager", adapter: dict | None = ADAPTER, seed: int 
     A MAGNET model over `build_llama(impl, seed)` (or `llama`, whose weights it shares), with an adapter that acts.
     `settings` are fields of MagnetLlamaConfig.
     """
-    llama = build_llama(impl, seed) if llama is None else llama
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MagnetLlamaForCausalLM.from_llama(llama, adapter=adapter and dict(adapter), **settings)
-    randomize_adapter(model)
-    return model.eval()
+    return families.build_magnet("llama", impl, adapter, seed, base=llama, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from magnet_check.outcome import Failed
 from magnet_check.run import CHECKS
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer_config.json"
-SENTENCES, INDEX, CODE = "sentence_bert_config.json", "model.safetensors.index.json", "seams_magnet.py"
+SENTENCES, INDEX, CODE = "sentence_bert_config.json", "model.safetensors.index.json", "scoring_magnet.py"
 
 
 def found(folder: Path, name: str) -> str:

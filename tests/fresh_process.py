@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-OUR_PACKAGES = {"configuration_magnet", "magnet_cli", "magnet_eval", "magnet_train", "modeling_magnet"}
+OUR_PACKAGES = {"configuration_magnet", "magnet_cli", "magnet_eval", "magnet_hub", "magnet_train", "modeling_magnet"}
 
 
 class NotInstalled:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from magnet_hub.save import save_checkpoint
 from modeling_magnet import ATTENTION_MODES, MagnetLlamaForCausalLM, configuration_magnet
-from modeling_magnet.export import save_checkpoint
 
 DATA_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 OTHER_FILES = {"README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}

@@ -1,5 +1,6 @@
 """The `magnet` command: help, how it ends, and what it does not import."""
 
+import ast
 import importlib
 import io
 import os
@@ -14,6 +15,7 @@ import pytest
 from magnet_cli.ending import redacted, take_debug
 from magnet_cli.main import COMMANDS, main
 
+ROOT = Path(__file__).resolve().parents[1]
 MAGNET = Path(sys.executable).with_name("magnet")
 PRESENT = [name for name in COMMANDS if importlib.util.find_spec(f"magnet_cli.{name}")]
 
@@ -155,6 +157,31 @@ def test_tokens_are_never_shown(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["encode", "--tokn", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345"])
     assert "hf_Ab" not in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------------- trust
+
+
+def silent_calls(path: Path):
+    """The places of `Auto*.from_pretrained` that leave open whether a checkpoint's code may run."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and called.attr == "from_pretrained":
+            is_auto = isinstance(called.value, ast.Name) and called.value.id.startswith("Auto")
+            if is_auto and "trust_remote_code" not in [keyword.arg for keyword in node.keywords]:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_every_auto_class_is_told_whether_it_may_run_code():
+    """Left open, transformers asks at the terminal, and waits for an answer that a job cannot give."""
+    files = [
+        path
+        for folder in ROOT.iterdir()
+        if folder.is_dir() and folder.name[0] != "." and folder.name not in ("tests", "runs")
+        for path in folder.rglob("*.py")
+    ]
+    assert len(files) > 50
+    assert [place for path in sorted(files) for place in silent_calls(path)] == []
 
 
 # --------------------------------------------------------------------------------------------------------- real processes

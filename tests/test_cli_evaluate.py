@@ -9,7 +9,7 @@ from commands import Magnet, load
 from magnet_cli.evaluate import is_story
 from magnet_cli.model import SHIPPED
 from magnet_eval.infilling import infill_perplexity, sentence_gaps
-from modeling_magnet.eval_results import read_eval_results
+from magnet_hub.results import read_eval_results
 
 STORIES = SHIPPED.parent / "everyday-stories"
 
@@ -33,7 +33,7 @@ def test_figures_of_a_checkpoint(magnet, tmp_path):
         "Spearman x 100",
     ]
     rows = [json.loads(line)["sentences"] for line in (STORIES / "validation.jsonl").read_text().splitlines()[:4]]
-    exact = infill_perplexity(model, sentence_gaps(rows, tokenizer, every=False), "exact")
+    exact = infill_perplexity(model, sentence_gaps(rows, model.config, tokenizer, every=False), "exact")
     assert found[0]["value"] == round(exact.value, 2)
     for row in found:
         low, high = row["interval"]
@@ -62,6 +62,21 @@ def test_figures_go_into_the_card(magnet, tmp_path):
     (tmp_path / "own" / "README.md").write_text("by hand")
     with pytest.raises(SystemExit, match="update_card: the README.md of .* is not a generated card"):
         magnet(["evaluate", "--model_name_or_path", tmp_path / "own", "--sts", tmp_path / "few.tsv", "--update_card"])
+
+
+def test_figures_of_a_part_stay_out_of_the_card(magnet, tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "own")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "own").iterdir() if path.is_file()}
+    flags = ["--model_name_or_path", tmp_path / "own", "--sts", STORIES / "sts.tsv", "--limit", "30", "--update_card"]
+    with pytest.raises(SystemExit, match="magnet evaluate: error: limit=30: a card tells of whole data sets"):
+        magnet(["evaluate", *flags])
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "own").iterdir() if path.is_file()}
+
+
+def test_grades_that_are_all_alike_are_refused(magnet, tmp_path):
+    (tmp_path / "few.tsv").write_text("3.0\tA dog.\tA cat.\n3.0\tIt rained.\tIt snowed.\n")
+    with pytest.raises(SystemExit, match="magnet evaluate: error: few: all 2 pairs have the grade 3. Measure pairs of"):
+        magnet(["evaluate", "--sts", tmp_path / "few.tsv"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """magnet generate: the prompt verbatim and what generate() writes behind it; alone, in batches, as a stream."""
 
 import json
+import shutil
 
 import pytest
 from commands import Magnet, load
+from transformers import AutoTokenizer
 
+from magnet_cli.main import main
 from magnet_cli.model import SHIPPED
 
 PROMPTS = ["One day, a little girl", "Tom", "The dog  ran </s> [EOS]"]
@@ -54,12 +57,23 @@ def test_any_llama_will_do(magnet, base_model_path):
     assert magnet([*flags, "--model_name_or_path", base_model_path]) == magnet(flags)
 
 
+def test_a_tokenizer_of_another_checkpoint_is_refused(base_model_path, tmp_path):
+    shutil.copytree(base_model_path, tmp_path / "own")
+    tokenizer = AutoTokenizer.from_pretrained(base_model_path)
+    tokenizer.add_tokens(["<new>", "<newer>"])
+    tokenizer.save_pretrained(tmp_path / "own")
+    with pytest.raises(SystemExit, match="the tokenizer has 4098 tokens, the model 4096"):
+        main(["generate", "a <new> b", "--model_name_or_path", str(tmp_path / "own")])
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--max_new_tokens", "0"], "max_new_tokens=0: must be at least 1"),
         (["--min_new_tokens", "99"], "min_new_tokens=99: must lie between 0 and max_new_tokens"),
         (["--max_new_tokens", "510"], "exceed max_position_embeddings=512"),
+        (["--max_new_tokens", "1000000000"], "exceed max_position_embeddings=512"),
+        (["--num_beams", "1000000"], "num_beams=1000000: the model has only 4096 tokens to begin with"),
         (["--num_return_sequences", "2"], "num_return_sequences=2: greedy text has no alternative"),
         (["--stream", "--json"], "stream: shows one text"),
         (["--top_p", "0.9"], "top_p=0.9: without effect on greedy text"),

@@ -47,8 +47,8 @@ def test_flags_are_those_of_infill(magnet, infill):
     flags = ["--length", "3-9", "--stop", "sentence", "--order", "parallel", "--num_beams", "2"]
     expected = infill([TEXT, OTHER], length=(3, 9), stop="sentence", order="parallel", num_beams=2)
     assert magnet(["infill", TEXT, OTHER, *flags]).splitlines() == expected
-    flags = ["--max_new_tokens", "9", "--min_new_tokens", "4", "--stop", "z", "q", "--avoid_copy", "2"]
-    expected = infill(TEXT, max_new_tokens=9, min_new_tokens=4, stop=["z", "q"], avoid_copy=2)
+    flags = ["--max_new_tokens", "9", "--min_new_tokens", "4", "--stop", "z", "q", "--no_repeat_ngram_size", "2"]
+    expected = infill(TEXT, max_new_tokens=9, min_new_tokens=4, stop=["z", "q"], no_repeat_ngram_size=2)
     assert magnet(["infill", TEXT, *flags]) == expected + "\n"
     named = ["Tom was <blank> hungry.", "--gap_token", "<blank>", "--length", "1"]
     assert magnet(["infill", *named]) == infill(named[0], gap_token="<blank>", length=1) + "\n"
@@ -96,21 +96,20 @@ def test_json_has_no_infinity():
     assert json.loads(as_json(InfillOutput("a", [gap])))["gaps"][0]["token_logprobs"] == [None, -1.0]
 
 
-def test_stream_shows_what_infill_returns(magnet, infill):
-    text = f"{OTHER} <|gap|> They ate."
-    assert magnet(["infill", text, "", TEXT, "--stream", "--length", "2-8"]).splitlines() == [
-        infill(text, length=(2, 8)),
-        "",
-        infill(TEXT, length=(2, 8)),
-    ]
+def test_stream_shows_fills_beside_the_results(magnet, infill):
+    expected = [infill(text, length=5, return_dict=True) for text in (OTHER, TEXT)]
+    printed = magnet(["infill", OTHER, "", TEXT, "--stream", "--length", "5"])
+    assert printed.splitlines() == [expected[0].text, "", expected[1].text]
+    shown = magnet.err.splitlines()[1:]  # behind the one that names the model
+    assert [line.strip() for line in shown] == [output.gaps[0].text.strip() for output in expected]
 
 
-@pytest.mark.parametrize(
-    "flags", [["--json"], ["--num_return_sequences", "2"], ["--order", "parallel"], ["--output", "a"]]
-)
-def test_stream_refuses_what_it_cannot_show(flags, magnet):
-    with pytest.raises(SystemExit, match="magnet infill: error: .*--stream"):
+@pytest.mark.parametrize("flags", [["--num_return_sequences", "2"], ["--num_beams", "2"]])
+def test_stream_is_of_one_gap_and_one_fill(flags, magnet):
+    with pytest.raises(SystemExit, match="magnet infill: error: .*stream"):
         magnet(["infill", TEXT, "--stream", *flags])
+    with pytest.raises(SystemExit, match="magnet infill: error: streamer: one text with one gap"):
+        magnet(["infill", f"{OTHER} <|gap|> They ate.", "--stream"])
 
 
 def test_line_breaks_of_fills_do_not_break_lines(magnet, monkeypatch):
@@ -133,6 +132,9 @@ def test_line_breaks_of_fills_do_not_break_lines(magnet, monkeypatch):
         ([], f"{TEXT}\nno gap here\n", "stdin:2: no gap"),
         (["a <|gap|>", "b"], "", "argument 2: no gap"),
         (["--length", "0"], TEXT, "length=0: must be"),
+        (["--length", "1-1000000000"], TEXT, "stdin:1: a gap of up to 1000000000 tokens"),
+        (["--max_new_tokens", "1000000000"], TEXT, "stdin:1: a gap of up to 1000000000 tokens"),
+        (["--num_beams", "1000000"], TEXT, "num_beams=1000000: "),
         ([], b"a <|gap|> b\n\xff\n", "stdin:2: no UTF-8"),
         (["a \udcff<|gap|> b"], "", "argument 1: the character at 2 is half of a surrogate pair"),
         (["--output", "/dev/null"], TEXT, "output='/dev/null': is no regular file"),

@@ -13,6 +13,7 @@ from magnet_train.arguments import DataArguments, MagnetTrainingArguments, ViewA
 from magnet_train.blocks import SHORTEST_ROW, Text, tokenize_sentences, tokenize_texts
 from magnet_train.data import MagnetCollator, MagnetDataset, active_views, build_data, hash_ids
 from magnet_train.reading import Document
+from magnet_train.sentences import PairDeck
 from magnet_train.views import IGNORE, SpecialTokens
 
 TOKENS = SpecialTokens(bos=1, mask=4, end=2, ordinary=np.arange(10, 97))
@@ -24,7 +25,7 @@ def documents(*texts):
 
 
 def sentence_ids(sentence, tokenizer, prompt, max_length):
-    return tokenize_sentences([sentence], tokenizer, prompt, max_length)[0]
+    return tokenize_sentences([sentence], tokenizer, prompt, max_length, [tokenizer.bos_token_id])[0]
 
 
 # ----------------------------------------------------------------------------------------------------- tokenized texts
@@ -106,11 +107,11 @@ PAIRS = [([1, 20 + i, 2], [1, 40 + i, 41 + i, 2]) for i in range(6)]
 def dataset(texts=8, pairs=PAIRS, pairs_per_row=2, seed=0, **view_settings):
     rng = np.random.default_rng(5)
     rows = [Text(rng.integers(10, 97, n), np.zeros(n, bool)) for n in range(30, 30 + texts)]
-    return MagnetDataset(rows, pairs, ViewArguments(**view_settings), TOKENS, pairs_per_row, seed)
+    return MagnetDataset(rows, PairDeck(pairs, seed), ViewArguments(**view_settings), TOKENS, pairs_per_row, seed)
 
 
 def same(one, other):
-    return one["pair_ids"] == other["pair_ids"] and all(
+    return one["pairs"] == other["pairs"] and all(
         np.array_equal(a, b) for a, b in zip(vars(one["view"]).values(), vars(other["view"]).values())
     )
 
@@ -137,15 +138,15 @@ def test_pairs_are_dealt_out_evenly():
     data = dataset(texts=6, pairs_per_row=3)
     for epoch in range(3):
         data.set_epoch(epoch)
-        dealt = [pair for i in range(6) for pair in data[i]["pair_ids"]]
+        dealt = [pair.row for i in range(6) for pair in data[i]["pairs"]]
         assert sorted(dealt) == sorted(list(range(6)) * 3)
-    assert dataset(pairs=[], pairs_per_row=3)[0]["pair_ids"] == []
+    assert dataset(pairs=[], pairs_per_row=3)[0]["pairs"] == []
 
 
 def test_collator_pads_texts_and_stacks_anchors_on_positives():
     data = dataset(gap_layout="mixed", span_max=8)
     items = [data[i] for i in (5, 0, 2)]
-    batch = MagnetCollator(PAIRS, pad_token_id=3)(items)
+    batch = MagnetCollator(pad_token_id=3)(items)
     width = 36  # [BOS] and the longest text
     padding = {"input_ids": 3, "position_ids": 0, "span_ids": 0, "mntp_labels": IGNORE, "msg_labels": IGNORE}
     for row, item in enumerate(items):
@@ -154,7 +155,7 @@ def test_collator_pads_texts_and_stacks_anchors_on_positives():
         for name, value in padding.items():
             assert batch[name][row].tolist() == [*getattr(item["view"], name).tolist(), *[value] * (width - n)]
             assert batch[name].dtype == torch.long
-    pair_ids = [pair for item in items for pair in item["pair_ids"]]
+    pair_ids = [pair.row for item in items for pair in item["pairs"]]
     assert batch["pair_ids"].tolist() == pair_ids
     anchors, positives = batch["pair_input_ids"].chunk(2)
     masks = batch["pair_attention_mask"].chunk(2)
@@ -167,15 +168,15 @@ def test_collator_pads_texts_and_stacks_anchors_on_positives():
 
 def test_collator_without_pairs_has_no_pair_stream():
     data = dataset(pairs=[])
-    assert not [key for key in MagnetCollator([], 3)([data[0], data[1]]) if key.startswith("pair")]
+    assert not [key for key in MagnetCollator(3)([data[0], data[1]]) if key.startswith("pair")]
 
 
 def test_repeated_sentences_share_a_pair_id():
     pairs = [([1, 20, 2], [1, 30, 2]), ([1, 21, 2], [1, 31, 2]), ([1, 20, 2], [1, 32, 2]), ([1, 20, 2], [1, 33, 2])]
     data = dataset(pairs=pairs, pairs_per_row=4, texts=1)
     item = data[0]
-    ids = MagnetCollator(pairs, 3)([item])["pair_ids"].tolist()
-    anchors = [pairs[i][0][1] for i in item["pair_ids"]]
+    ids = MagnetCollator(3)([item])["pair_ids"].tolist()
+    anchors = [pair.anchor[1] for pair in item["pairs"]]
     for i in range(4):
         for j in range(4):
             assert (ids[i] == ids[j]) == (anchors[i] == anchors[j])
@@ -183,7 +184,7 @@ def test_repeated_sentences_share_a_pair_id():
 
 def test_pairs_that_share_a_text_on_either_side_share_a_pair_id():
     pairs = [([1, 20, 2], [1, 30, 2]), ([1, 21, 2], [1, 30, 2]), ([1, 30, 2], [1, 32, 2]), ([1, 23, 2], [1, 33, 2])]
-    batch = MagnetCollator(pairs, 3)([dataset(pairs=pairs, pairs_per_row=4, texts=1)[0]])
+    batch = MagnetCollator(3)([dataset(pairs=pairs, pairs_per_row=4, texts=1)[0]])
     by_row = dict(zip(batch["pair_rows"].tolist(), batch["pair_ids"].tolist()))
     assert by_row[0] == by_row[1] == by_row[2] != by_row[3]
 
@@ -191,14 +192,14 @@ def test_pairs_that_share_a_text_on_either_side_share_a_pair_id():
 def test_a_batch_tells_its_rows_and_pairs_and_where_they_stand():
     data = dataset()
     data.texts[5].origin = "texts.txt:17"
-    collator = MagnetCollator(PAIRS, 3, [f"pairs.jsonl:{number}" for number in range(1, 7)])
+    data.pairs.origins = [f"pairs.jsonl:{number}" for number in range(1, 7)]
     items = [data[5], data[2]]
-    batch = collator(items)
+    batch = MagnetCollator(3)(items)
     assert batch["text_rows"].tolist() == [5, 2]
-    assert batch["pair_rows"].tolist() == items[0]["pair_ids"] + items[1]["pair_ids"]
+    assert batch["pair_rows"].tolist() == [pair.row for item in items for pair in item["pairs"]]
     assert (data.origin(5), data.origin(2)) == ("texts.txt:17", "row 2")
-    assert collator.pair_origin(3) == "pairs.jsonl:4"
-    assert MagnetCollator(PAIRS, 3).pair_origin(3) == "pair 3"
+    assert data.pairs.origin(3) == "pairs.jsonl:4"
+    assert PairDeck(PAIRS, 0).origin(3) == "pair 3"
 
 
 def test_workers_that_outlive_an_epoch_hear_of_the_next():
@@ -246,7 +247,7 @@ def test_data_of_two_files(build, tmp_path, tokenizer):
     data = build()
     assert data.eval is None and data.callbacks == []
     assert data.train.origin(0) == f"{tmp_path}/texts.txt:1"
-    assert data.collator.pair_origin(5) == f"{tmp_path}/pairs.jsonl:6"
+    assert data.train.pairs.origin(5) == f"{tmp_path}/pairs.jsonl:6"
     batch = data.collator([data.train[i] for i in range(4)])
     assert len(batch["pair_ids"]) == 8
     assert "wanted food." in tokenizer.decode(batch["pair_input_ids"][8])
@@ -291,13 +292,13 @@ def test_spans_of_fim_rows_stay_without_msg():
 def test_dropout_positives_are_the_sentences_themselves(build, tokenizer):
     settings = {"positives": "dropout", "sscl_dropout": 0.1}
     of_pairs_file = build(**settings)
-    assert [anchor for anchor, _ in of_pairs_file.collator.pairs] == [anchor for anchor, _ in build().collator.pairs]
+    assert [anchor for anchor, _ in of_pairs_file.train.pairs.pairs] == [anchor for anchor, _ in build().train.pairs.pairs]
     of_texts = build(**settings, pairs_file=None, min_words=7)
     for data in (of_pairs_file, of_texts):
-        assert all(anchor == positive for anchor, positive in data.collator.pairs)
-    (first, *_), origin = of_texts.collator.pairs[1], of_texts.collator.pair_origin(1)
+        assert all(anchor == positive for anchor, positive in data.train.pairs.pairs)
+    (first, *_), origin = of_texts.train.pairs.pairs[1], of_texts.train.pairs.origin(1)
     assert tokenizer.decode(first[1:-1]).endswith("He went to the kitchen to look for bread.")
-    assert origin.endswith("texts.txt:2") and len(of_texts.collator.pairs) == 6
+    assert origin.endswith("texts.txt:2") and len(of_texts.train.pairs) == 6
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_data_that_cannot_be_built_are_refused(build, settings, message):
 
 def test_without_sscl_no_pairs_are_read(build, caplog):
     data = build(lambda_sscl=0, pairs_file="gone.jsonl")
-    assert data.collator.pairs == [] and "pair_ids" not in data.collator([data.train[0]])
+    assert len(data.train.pairs) == 0 and "pair_ids" not in data.collator([data.train[0]])
     assert "lambda_sscl=0: pairs_file=gone.jsonl is not read" in caplog.text
 
 

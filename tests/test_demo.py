@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from magnet_hub.save import save_checkpoint
 from magnet_train import demo
-from modeling_magnet.export import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 

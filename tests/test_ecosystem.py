@@ -13,7 +13,7 @@ from fresh_ecosystem import TEXTS
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from modeling_magnet.export import save_checkpoint
+from magnet_hub.save import save_checkpoint
 
 
 @pytest.fixture(scope="module")

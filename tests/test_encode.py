@@ -2,9 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import families
 import numpy as np
 import pytest
 import torch
+from infilling import bare_tokenizer, forwards_of
+
+from modeling_magnet.encoding_magnet import padded
 
 TEXTS = [
     "",
@@ -34,10 +38,11 @@ def states(model, ids) -> torch.Tensor:
     return model.model(ids, attention_mode="hybrid", span_ids=torch.zeros_like(ids)).last_hidden_state[0]
 
 
-def by_hand(model, tokenizer, text, prompt, normalize=True) -> np.ndarray:
-    """[BOS] prompt text [EOS], the state at [EOS] or the mean of all."""
+def by_hand(model, tokenizer, text, prompt, normalize=True, start=None) -> np.ndarray:
+    """What opens a text, [BOS] unless told; prompt text [EOS]; the state at [EOS] or the mean of all."""
     ids = tokenizer(prompt + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    hidden = states(model, [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id])
+    start = [tokenizer.bos_token_id] if start is None else start
+    hidden = states(model, [*start, *ids, tokenizer.eos_token_id])
     vector = hidden[-1] if model.config.pooling == "last_token" else hidden.mean(0)
     return (vector / vector.norm() if normalize else vector).numpy()
 
@@ -79,6 +84,33 @@ def test_vectors_without_normalisation(sdpa_model, tokenizer):
     assert (np.abs(np.linalg.norm(vectors, axis=1) - 1) > 0.1).all()
 
 
+@pytest.mark.parametrize("family", families.NAMES)
+def test_families(tokenizer, family):
+    """With windows far shorter than the texts, and with padding beside them."""
+    base = families.build_base(family, "sdpa", vocab_size=4096, pad_token_id=0)
+    model = families.build_magnet(base=base)
+    expected = [by_hand(model, tokenizer, text, model.config.representation_prompt + " ") for text in TEXTS]
+    assert_same(model.encode(TEXTS, tokenizer), np.stack(expected))
+
+
+@pytest.mark.parametrize("start", [[], [0]])
+def test_what_opens_a_text(start):
+    """Tokenizers such as Qwen's put nothing before a text; a model may have been trained with a token of its own there."""
+    tokenizer = bare_tokenizer()
+    base = families.build_base("qwen2", "sdpa", vocab_size=len(tokenizer), pad_token_id=None)
+    model = families.build_magnet(base=base, text_start_token_id=start[0] if start else None)
+    expected = [by_hand(model, tokenizer, text, "", start=start) for text in TEXTS]
+    assert_same(model.encode(TEXTS, tokenizer, instruction=""), np.stack(expected))
+    ids = tokenizer("Tom was 🎉", add_special_tokens=False)["input_ids"]
+    hidden = states(model, [*start, *ids]).numpy()
+    own = hidden[: len(ids)] if start else np.concatenate([hidden[:1], hidden[:-1]])  # the first represents itself
+    (words,) = model.encode_words([["Tom", "was", "🎉"]], tokenizer)
+    sizes = [len(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in ("Tom", " was", " 🎉")]
+    assert sum(sizes) == len(ids) and sizes[2] > 1
+    means = [part.mean(0) for part in np.split(own, np.cumsum(sizes)[:-1])]
+    assert_same(words, np.stack(means))
+
+
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
 def test_batch_size_and_order_change_nothing(sdpa_model, tokenizer, monkeypatch, pooling, batch_size):
@@ -110,14 +142,12 @@ def test_shapes(sdpa_model, tokenizer):
 
 
 def test_control_tokens_stay_text(sdpa_model, tokenizer):
-    seen = []
-    handle = sdpa_model.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    sdpa_model.encode("She said </s> and <pad><s> a_b.", tokenizer)
-    handle.remove()
-    (ids,) = seen[0].tolist()
+    text = "She said </s> and <pad><s> a_b."
+    (forward,) = forwards_of(sdpa_model, lambda: sdpa_model.encode(text, tokenizer))
+    (ids,) = forward["input_ids"].tolist()
     assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert not set(ids[1:-1]) & set(tokenizer.all_special_ids)
-    assert tokenizer.decode(ids[1:-1]).endswith(": She said </s> and <pad><s> a_b.")
+    assert tokenizer.decode(ids[1:-1]).endswith(f": {text}")
 
 
 def test_long_texts_lose_their_end_but_not_eos(sdpa_model, tokenizer, caplog):
@@ -133,11 +163,11 @@ def test_long_texts_lose_their_end_but_not_eos(sdpa_model, tokenizer, caplog):
 @pytest.mark.parametrize(
     "texts, match",
     [
-        ([None], "item 0 of the input is not text"),
-        (["a", 123], "item 1 of the input is not text"),
-        (["a", "b", ["c"]], "item 2 of the input is not text"),
-        (["a", b"b"], "item 1 of the input is not text"),
-        (["a", "b\udc00"], "item 1 of the input: the character at 1 is half of a surrogate pair"),
+        ([None], r"texts\[0\]=None: must be a string"),
+        (["a", 123], r"texts\[1\]=123: must be a string"),
+        (["a", "b", ["c"]], r"texts\[2\]=\['c'\]: must be a string"),
+        (["a", b"b"], r"texts\[1\]=b'b': must be a string"),
+        (["a", "b\udc00"], r"texts\[1\]: the character at 1 is half of a surrogate pair"),
         (None, "texts=None: must be a string or a list of strings"),
         (123, "texts=123: must be a string or a list of strings"),
     ],
@@ -220,8 +250,19 @@ def test_words_of_many_sentences(sdpa_model, tokenizer, batch_size):
     ],
 )
 def test_what_are_no_words_is_refused(sdpa_model, tokenizer, sentences, number):
-    with pytest.raises(ValueError, match=f"item {number} of the input is not text .or, for encode_words, not a list"):
+    with pytest.raises(ValueError, match=rf"sentences\[{number}\]=.*: must be a list of words, none of them empty"):
         sdpa_model.encode_words(sentences, tokenizer)
+
+
+def test_half_of_a_surrogate_pair_is_no_word(sdpa_model, tokenizer):
+    with pytest.raises(ValueError, match=r"sentences\[1\]: the character at 3 is half of a surrogate pair"):
+        sdpa_model.encode_words([["a"], ["b", "c\ud800"]], tokenizer)
+
+
+def test_rows_are_padded_on_the_right():
+    ids, mask = padded([[5, 6, 7], [], [8]], value=9)
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 9], [8, 9, 9]] and mask.tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == torch.long and padded([[5]])[0].tolist() == [[5]]
 
 
 def test_a_sentence_too_long_for_its_words_is_refused(sdpa_model, tokenizer):

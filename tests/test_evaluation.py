@@ -1,12 +1,14 @@
 """Infilling perplexity against a loop over single tokens; embedding measures against hand-made vectors."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from magnet_eval.embedding import encode_causal, read_graded_pairs, retrieval_top1, sts_spearman
 from magnet_eval.infilling import GapExample, Perplexity, causal_perplexity, infill_perplexity, sentence_gaps
-from magnet_eval.stories import read_cloze
+from magnet_eval.stories import infilling_row, read_cloze
 from modeling_magnet import MagnetLlamaConfig, MagnetLlamaForCausalLM
 
 STORIES = [["Tom was hungry.", "He ate a sandwich.", "He was full."], ["It rained.", "Ann stayed in."]]
@@ -29,8 +31,8 @@ def model():
     return MagnetLlamaForCausalLM(config).eval()
 
 
-def test_sentence_gaps_are_slices_of_the_whole_tokenization(tokenizer):
-    examples = sentence_gaps(STORIES, tokenizer)
+def test_sentence_gaps_are_slices_of_the_whole_tokenization(model, tokenizer):
+    examples = sentence_gaps(STORIES, model.config, tokenizer)
     assert [example.story for example in examples] == [0, 0, 0, 1, 1]
     for example, sentence in zip(examples, [s for story in STORIES for s in story]):
         gap = example.ids[example.start : example.start + example.length]
@@ -40,8 +42,8 @@ def test_sentence_gaps_are_slices_of_the_whole_tokenization(tokenizer):
     assert sum(example.length for example in examples[:3]) == len(whole) - 1
 
 
-def test_one_gap_a_story_takes_the_sentences_in_turn(tokenizer):
-    first, second = sentence_gaps(STORIES, tokenizer, every=False)
+def test_one_gap_a_story_takes_the_sentences_in_turn(model, tokenizer):
+    first, second = sentence_gaps(STORIES, model.config, tokenizer, every=False)
     assert (first.story, second.story) == (0, 1)
     assert first.start == 1 and second.start > 1
 
@@ -69,9 +71,30 @@ def brute_force(model, example, layout) -> float:
     return total
 
 
+@pytest.fixture(scope="module")
+def bare(tokenizer):
+    """A tokenizer that puts nothing before a text."""
+    bare = copy.deepcopy(tokenizer)
+    bare.add_bos_token = False
+    return bare
+
+
+def test_without_an_opening_token_the_first_sentence_is_never_missing(model, tokenizer, bare):
+    examples, opened = (sentence_gaps(STORIES, model.config, each) for each in (bare, tokenizer))
+    assert [(each.start + 1, each.length) for each in examples] == [
+        (each.start, each.length) for each in opened if each.start > 1
+    ]
+    assert all([tokenizer.bos_token_id, *each.ids] in [other.ids for other in opened] for each in examples)
+    ids = torch.tensor([bare("Tom was hungry.")["input_ids"]])
+    with torch.no_grad():
+        loss = model(ids, labels=ids).loss.item()
+    assert causal_perplexity(model, ["Tom was hungry."], bare) == pytest.approx(np.exp(loss), rel=1e-5)
+
+
 @pytest.mark.parametrize("layout", ["causal", "exact", "free"])
-def test_infill_perplexity_equals_one_forward_a_token(model, tokenizer, layout):
-    examples = sentence_gaps(STORIES, tokenizer)
+@pytest.mark.parametrize("opens", [True, False])
+def test_infill_perplexity_equals_one_forward_a_token(model, tokenizer, bare, opens, layout):
+    examples = sentence_gaps(STORIES, model.config, tokenizer if opens else bare)
     measured = infill_perplexity(model, examples, layout, batch_size=3)
     with torch.no_grad():
         expected = [brute_force(model, example, layout) for example in examples]
@@ -83,9 +106,23 @@ def test_free_layout_needs_a_trained_end(model, tokenizer):
     model.config.infill_end_token_id = None
     try:
         with pytest.raises(ValueError, match="layout='free'.*layout='exact'"):
-            infill_perplexity(model, sentence_gaps(STORIES, tokenizer), "free")
+            infill_perplexity(model, sentence_gaps(STORIES, model.config, tokenizer), "free")
     finally:
         model.config.infill_end_token_id = 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured"),
+    [
+        ({}, {"causal", "exact", "free"}),
+        ({"causal_adapter": True, "infill_end_token_id": None}, {"causal", "exact"}),  # recipe `paper`
+        ({"causal_adapter": True, "adapter": None}, {"causal", "exact", "free"}),  # form `merged`
+        ({"adapter": None}, {"causal"}),  # a base
+    ],
+)
+def test_hybrid_mode_is_measured_of_every_adapted_model(text_magnet, tokenizer, settings, measured):
+    row = infilling_row(text_magnet(**settings), tokenizer, STORIES)
+    assert {key.removeprefix("infill_") for key in row if key.startswith("infill_") and key[-3:] != "_95"} == measured
 
 
 def test_causal_perplexity_equals_the_language_model_loss(model, tokenizer):

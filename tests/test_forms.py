@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from magnet_cli.export import main as export_command
+from magnet_hub.forms import export_checkpoint
+from magnet_hub.save import save_checkpoint
 from modeling_magnet import ATTENTION_MODES, MagnetLlamaForCausalLM, MagnetLlamaForTokenClassification
-from modeling_magnet.export import save_checkpoint
-from modeling_magnet.forms import export_checkpoint
 
 TEXTS = [
     "",
@@ -54,7 +55,7 @@ def model(text_magnet):
 
 @pytest.fixture(scope="module")
 def paper(text_magnet):
-    return text_magnet(causal_adapter=True)
+    return text_magnet(projection_head="mlp", causal_adapter=True)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,7 @@ def elsewhere(forms, tmp_path_factory):
     command = [sys.executable, "-I", str(script), str(forms), str(results)]
     run = subprocess.run(command, cwd=results, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
+    assert "MISSING" not in run.stderr  # as transformers says of an adapter's tensors where it fills them later
     return load_file(results / "outputs.safetensors"), json.loads((results / "facts.json").read_text())
 
 
@@ -227,12 +229,12 @@ def test_rope_scaling_reaches_the_engines(text_magnet, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("form", ["merged", "generator", "encoder"])
 def test_tied_bf16_shards_and_dtype(tiny_llama, text_magnet, tokenizer, tmp_path, form):
-    """Embeddings stay tied, and merging in bfloat16 is rounded once, from float32."""
+    """Embeddings stay tied, and what is merged and then rounded is rounded once, from float32."""
     llama = tiny_llama("sdpa", vocab_size=4096, max_position_embeddings=512, tie_word_embeddings=True)
     magnet = MagnetLlamaForCausalLM.from_llama(llama, adapter={"r": 4, "alpha": 8, "target_modules": ["q_proj"]})
     with torch.no_grad():
         for name, parameter in magnet.named_parameters():
-            parameter.copy_(parameter.to(torch.bfloat16) + (0.125 if "lora_B" in name else 0))
+            parameter.copy_(parameter.to(torch.bfloat16) + (0.125 if "_lora.B" in name else 0))
     for parameter in magnet.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     magnet.config.dtype = torch.bfloat16
@@ -241,8 +243,11 @@ def test_tied_bf16_shards_and_dtype(tiny_llama, text_magnet, tokenizer, tmp_path
     (tmp_path / "bf16" / "model.safetensors").unlink(missing_ok=True)
     assert len(list((tmp_path / "bf16").glob("model-*.safetensors"))) > 1
 
-    export_checkpoint(tmp_path / "bf16", tmp_path / "same", form)
+    export_checkpoint(tmp_path / "bf16", tmp_path / "same", form, dtype="bfloat16")
     export_checkpoint(tmp_path / "bf16", tmp_path / "wide", form, dtype="float32")
+    export_checkpoint(tmp_path / "bf16", tmp_path / "default", form)
+    stored = {tensor.dtype for tensor in tensors(tmp_path / "default").values()}
+    assert stored == {torch.bfloat16 if form == "generator" else torch.float32}  # the base's, or merged
     same, wide = tensors(tmp_path / "same"), tensors(tmp_path / "wide")
     assert "lm_head.weight" not in same and same.keys() == wide.keys()
     for name, tensor in wide.items():
@@ -254,6 +259,26 @@ def test_tied_bf16_shards_and_dtype(tiny_llama, text_magnet, tokenizer, tmp_path
         with torch.no_grad():
             stock = LlamaForCausalLM.from_pretrained(tmp_path / "same")
             assert torch.equal(stock(inputs()["ids"]).logits, magnet.eval()(inputs()["ids"]).logits)
+
+
+@pytest.mark.parametrize("form", ["encoder", "merged"])
+def test_vectors_of_a_bfloat16_checkpoint(text_magnet, tokenizer, tmp_path, form):
+    """Merged weights that are rounded to bfloat16 give other vectors, so they are not, and if they are the card says so."""
+    model = text_magnet()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    save_checkpoint(model, tokenizer, tmp_path / "bf16")
+    exact = MagnetLlamaForCausalLM.from_pretrained(tmp_path / "bf16", dtype=torch.float32)
+    expected = exact.encode(TEXTS, tokenizer)
+    differences = {}
+    for dtype in ("auto", "bfloat16"):
+        export_checkpoint(tmp_path / "bf16", tmp_path / dtype, form, dtype)
+        in_float32 = {"dtype": torch.float32}
+        sentences = SentenceTransformer(str(tmp_path / dtype), device="cpu", model_kwargs=in_float32)
+        differences[dtype] = abs(sentences.encode(TEXTS) - expected).max()
+        assert ("rounded to bfloat16" in (tmp_path / dtype / "README.md").read_text()) is (dtype == "bfloat16")
+    assert differences["auto"] <= 1e-5 and differences["bfloat16"] > 1e-4
 
 
 def test_adapter_says_what_it_is(forms, checkpoints):
@@ -340,7 +365,9 @@ def test_quantised_and_incomplete_checkpoints_are_refused(checkpoints, text_magn
     assert "its weights are quantised" in refusal(tmp_path / "quantised", tmp_path / "out", "encoder")
     MagnetLlamaForTokenClassification(text_magnet().config).save_pretrained(tmp_path / "classifier")
     tokenizer.save_pretrained(tmp_path / "classifier")
-    assert "has no weights for lm_head.weight" in refusal(tmp_path / "classifier", tmp_path / "out", "generator")
+    assert "the file has no tensors for lm_head.weight" in refusal(
+        tmp_path / "classifier", tmp_path / "out", "generator"
+    )
 
 
 def test_nothing_is_written_over(checkpoints, tmp_path):
@@ -361,7 +388,7 @@ def test_all_or_nothing(checkpoints, tmp_path, monkeypatch):
     (tmp_path / ".out.unfinished").mkdir()  # of a process that was killed
     (tmp_path / ".out.unfinished" / "stale.py").write_text("")
     with monkeypatch.context() as patch:
-        patch.setattr("modeling_magnet.forms.write_model_card", full_disk)
+        patch.setattr("magnet_hub.forms.write_model_card", full_disk)
         with pytest.raises(OSError):
             export_checkpoint(checkpoints / "gated", tmp_path / "out", "generator")
     assert list((tmp_path / "out").iterdir()) == [] and not (tmp_path / ".out.unfinished").exists()

@@ -40,8 +40,8 @@ def test_the_magnet_commands_are_taken(work_folder, monkeypatch):
     from magnet_cli.main import main
 
     called = []
-    monkeypatch.setattr("modeling_magnet.forms.export_checkpoint", lambda *args, **kwargs: called.append("export"))
-    monkeypatch.setattr("modeling_magnet.hub.push_checkpoint", lambda *args, **kwargs: called.append("push") or "url")
+    monkeypatch.setattr("magnet_hub.forms.export_checkpoint", lambda *args, **kwargs: called.append("export"))
+    monkeypatch.setattr("magnet_hub.push.push_checkpoint", lambda *args, **kwargs: called.append("push") or "url")
     for line in "\n".join(blocks("bash")).splitlines():
         if line.startswith("magnet "):
             main(shlex.split(line)[1:])

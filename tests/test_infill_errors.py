@@ -1,12 +1,14 @@
-"""What infill() refuses: each error names the parameter, the value and the way out; no call falls into another mode."""
+"""What infill() refuses: each error names the parameter, the value and the way out, before anything is computed."""
 
 import re
 
 import pytest
+from infilling import TEXT, bare_tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from modeling_magnet import Gap
 
-TEXT = "Tom was <|gap|> sad."
+ONE = "Tom was <|gap|> sad."
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +25,14 @@ def refused(model, tokenizer, monkeypatch):
 
     monkeypatch.setattr(model.model, "forward", never)
 
-    def check(match, inputs=TEXT, **arguments):
+    def check(match, inputs=ONE, tokenizer=tokenizer, **arguments):
         with pytest.raises(ValueError, match=match):
             model.infill(inputs, tokenizer, **arguments)
 
     return check
+
+
+# --------------------------------------------------------------------------------------------------- texts and gaps
 
 
 @pytest.mark.parametrize(
@@ -36,26 +41,64 @@ def refused(model, tokenizer, monkeypatch):
         ("", r"inputs\[0\]: no gap\. Mark one with '<\|gap\|>', or use generate"),
         ("Tom was sad.", r"inputs\[0\]: no gap"),
         (r"Tom was \<|gap|> sad.", r"inputs\[0\]: no gap"),
-        ([TEXT, "no gap here"], r"inputs\[1\]: no gap"),
-        ([TEXT, []], r"inputs\[1\]: no gap"),
+        ([ONE, "no gap here"], r"inputs\[1\]: no gap"),
+        ([ONE, []], r"inputs\[1\]: no gap"),
+        ([["Tom"]], r"inputs\[0\]: no gap"),
         ("Tom <|gap|><|gap|> sad.", r"inputs\[0\]: two gaps touch.*put text between"),
-        (["Tom ", Gap(2), Gap(3), " sad."], r"inputs\[0\]: two gaps touch"),
+        ([Gap(2), Gap(3), " sad."], r"inputs\[0\]: two gaps touch"),
         (["Tom ", Gap(2), "", Gap(3), " sad."], r"inputs\[0\]: two gaps touch"),
-        ([TEXT, "a<|gap|>b<|gap|><|gap|>"], r"inputs\[1\]: two gaps touch"),
+        ([ONE, "a<|gap|>b<|gap|><|gap|>"], r"inputs\[1\]: two gaps touch"),
         ("<|gap|>", r"inputs\[0\]: no text around the gap\. Use generate"),
         ([Gap()], r"inputs\[0\]: no text around the gap"),
-        ([TEXT, ["", Gap(), ""]], r"inputs\[1\]: no text around the gap"),
+        ([ONE, ["", Gap(), ""]], r"inputs\[1\]: no text around the gap"),
         (None, "inputs=None: must be a string"),
         (123, "inputs=123: must be a string"),
         ([None], r"inputs\[0\]: None is neither a string nor a list"),
-        ([TEXT, 123], r"inputs\[1\]: 123 is neither a string nor a list"),
-        (["Tom ", Gap(), 123], r"inputs\[0\]: 123 is neither a string nor a Gap"),
-        ([TEXT, ["Tom ", Gap(), None]], r"inputs\[1\]: None is neither a string nor a Gap"),
+        ([ONE, 123], r"inputs\[1\]: 123 is neither a string nor a list"),
+        (["Tom ", Gap(), 123], r"inputs\[0\]=123: must be a string"),
+        ([ONE, ["Tom ", Gap(), None]], r"inputs\[1\]=None: must be a string"),
         ("Tom \ud800 <|gap|>", r"inputs\[0\]: the character at 4 is half of a surrogate pair"),
+        ("a <|gap:x|> b <|gap:x|>", r"inputs\[0\]: the gaps are named \['x', 'x'\]: a name may be there once"),
+        ("a <|gap:my name|> b", r"<\|gap:my name\|>: a gap's name must be of letters"),
+        ("a <|gap:|> b <|gap|>", r"<\|gap:\|>: a gap's name must be"),
     ],
 )
 def test_inputs(refused, inputs, match):
     refused(match, inputs, length=4)
+
+
+@pytest.mark.parametrize(
+    "gap, match",
+    [
+        (Gap(prefix=5), "prefix=5: must be a string"),
+        (Gap(prefix="\ud800"), "character at 0 is half of a surrogate pair"),
+        (Gap(length=1, prefix=" very very big"), "prefix=' very very big': its 3 tokens exceed the gap's 1"),
+        (Gap(max_new_tokens=2, prefix=" very very big"), "its 3 tokens exceed the gap's 2"),
+        (Gap(candidates=[]), r"candidates=\[\]: must be a list of strings"),
+        (Gap(candidates="ab"), "candidates='ab': must be a list of strings"),
+        (Gap(candidates=[1]), "candidates or prefix=1: must be a string"),
+        (Gap(candidates=["\udfff"]), "half of a surrogate pair"),
+        (Gap(candidates=["a"], prefix="a"), "prefix='a': the candidates are whole fills"),
+        (Gap(candidates=["a", " very" * 600]), r"gaps of \[600\] positions exceed max_position_embeddings=512"),
+    ],
+)
+def test_gaps(refused, gap, match):
+    refused(r"inputs\[0\].*" + match, ["Tom was", gap, " sad."])
+
+
+@pytest.mark.parametrize(
+    "gaps, match",
+    [
+        ({"y": Gap()}, r"gaps: no gap is named \['y'\]; there are \['x'\]"),
+        ({"x": 5}, "gaps={'x': 5}: must map the names of gaps to Gap objects"),
+        ([Gap()], "gaps=.*must map the names"),
+    ],
+)
+def test_named_gaps(refused, gaps, match):
+    refused(match, "a <|gap:x|> b", gaps=gaps)
+
+
+# --------------------------------------------------------------------------------------------------- lengths and room
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "5", 2.5, None, "long"])
@@ -64,30 +107,63 @@ def test_length(refused, value):
     refused(message, length=value)
     if value is not None:  # None in a Gap means the call's
         refused(message, ["Tom was ", Gap(length=value), " sad."], length=4)
-        refused(message.replace(r"\[0", r"\[1"), [TEXT, ["Tom was ", Gap(length=value), " sad."]], length=4)
+        refused(message.replace(r"\[0", r"\[1"), [ONE, ["Tom was ", Gap(length=value), " sad."]], length=4)
+
+
+@pytest.mark.parametrize("length", [(5, 2), (0, 0), (-1, 2), (1, 2, 3), (1, True), (1.0, 2), ()])
+def test_ranges(refused, length):
+    refused(re.escape(f"inputs[0]: fewest and most tokens are {length!r} (length, or"), length=length)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "5", 2.5, None])
 def test_max_new_tokens(refused, value):
-    message = re.escape(f"max_new_tokens={value!r}: must be a positive integer")
+    message = re.escape(f"inputs[0]: fewest and most tokens are (1, {value!r}) (length, or min_new_tokens and max_new_")
     refused(message, max_new_tokens=value)
     if value is not None:
-        refused(re.escape("inputs[0]: ") + message, ["Tom was ", Gap(max_new_tokens=value), " sad."])
+        refused(message, ["Tom was ", Gap(max_new_tokens=value), " sad."])
 
 
-def test_a_budget_of_the_whole_offset_is_allowed(model, tokenizer):
-    arguments = {"max_new_tokens": 64, "suppress_tokens": [2], "return_dict": True}
-    assert len(model.infill(TEXT, tokenizer, **arguments).gaps[0].token_ids) == 64
+@pytest.mark.parametrize("value", [65, -1, "5", True, None])
+def test_min_new_tokens(refused, value):
+    refused(re.escape(f"inputs[0]: fewest and most tokens are ({value!r}, 64)"), min_new_tokens=value)
 
 
-def test_room(model, tokenizer):
-    n_text = 1 + len(tokenizer("Tom was sad.", add_special_tokens=False)["input_ids"])
-    room = 512 - n_text
-    output = model.infill(TEXT, tokenizer, length=room, return_dict=True)
-    assert len(output.gaps[0].token_ids) == room  # fits exactly
-    for length in (room + 1, 10**9):
-        with pytest.raises(ValueError, match=rf"inputs\[0\]: {n_text} tokens.*{room} positions are left.*Shorten"):
-            model.infill(TEXT, tokenizer, length=length)
+@pytest.mark.parametrize("stop", ["paragraph", "word", 5, [], ["a", ""], ["a", 1], len])
+def test_stop(refused, stop):
+    refused(re.escape(f"stop={stop!r}: must be 'sentence', 'line' or a list of non-empty strings"), stop=stop)
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (
+            {"max_new_tokens": 10**9},
+            r"inputs\[0\]: a gap of up to 1000000000 tokens .*at most 64 .infill_free_offsets",
+        ),
+        ({"max_new_tokens": 65}, r"a gap of up to 65 tokens .*at most 64 .*Pass less, or an exact length"),
+        ({"length": (1, 10**9)}, "a gap of up to 1000000000 tokens"),
+        ({"length": 10**9}, r"inputs\[0\]: 5 tokens of text and gaps of \[1000000000\] positions exceed max_position"),
+        ({"num_beams": 10**6}, "num_beams=1000000: more than there are tokens to begin with .vocab_size=4096"),
+        ({"num_candidates": 10**6}, "num_candidates or num_return_sequences=1000000: more than there are tokens"),
+        ({"num_return_sequences": 10**6, "do_sample": True}, "num_return_sequences=1000000: more than"),
+    ],
+)
+def test_what_is_far_too_much(refused, arguments, match):
+    refused(match.replace(".infill_free", ".config.infill_free"), **arguments)
+
+
+def test_far_too_much_in_a_generation_config(text_magnet, tokenizer):
+    model = text_magnet()
+    model.generation_config.num_beams = 10**6
+    with pytest.raises(ValueError, match="num_beams=1000000: more than there are tokens"):
+        model.infill(ONE, tokenizer, length=4)
+
+
+def test_far_too_much_without_an_end_token(text_magnet, tokenizer):
+    model = text_magnet(infill_end_token_id=None)
+    for arguments in ({"max_new_tokens": 10**9}, {"length": (1, 10**9)}, {"length": (1, 513)}):
+        with pytest.raises(ValueError, match="a gap of up to .* tokens"):
+            model.infill(ONE, tokenizer, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -96,60 +172,113 @@ def test_room(model, tokenizer):
         (["Tom" + " was" * 299, Gap(100), ".", Gap(length=150)], {}, 210),  # [BOS] + 300 words, and a full stop
         (["Tom" + " was" * 449, Gap()], {"max_new_tokens": 5}, 61),  # a free gap takes its whole offset
         (["Tom" + " was" * 599, Gap(1)], {}, 0),
+        (" and<|gap|>" * 60, {"length": 8}, 451),
     ],
 )
 def test_room_of_all_gaps_together(refused, inputs, arguments, left):
-    refused(
-        rf"inputs\[1\]: .* exceed max_position_embeddings=512; {left} positions are left", [TEXT, inputs], **arguments
-    )
+    message = rf"inputs\[1\]: .* exceed max_position_embeddings=512; {left} positions are left for the gaps\. Shorten"
+    refused(message, [ONE, inputs], **arguments)
 
 
-def test_without_an_end_token(text_magnet, tokenizer):
-    model = text_magnet(infill_end_token_id=None)
-    with pytest.raises(ValueError, match=r"layout='free': this checkpoint was not trained to end a gap"):
-        model.score_infill(TEXT, ["x"], tokenizer, layout="free")
-    output = model.infill(TEXT, tokenizer, length=4, return_dict=True)  # the paper's layout needs none
-    assert len(output.gaps[0].token_ids) == 4
+# -------------------------------------------------------------------------------------------------- the call's settings
 
 
-@pytest.mark.parametrize("order", ["Parallel", "", None, "confident"])
-def test_order(refused, order):
-    refused(re.escape(f"order={order!r}: must be 'sequential' or 'parallel'"), length=4, order=order)
-
-
-@pytest.mark.parametrize("value", [0, -1, True, "2", 1.0, None])
-def test_num_return_sequences(refused, value):
-    refused(
-        re.escape(f"num_return_sequences={value!r}: must be a positive integer"), length=4, num_return_sequences=value
-    )
-
-
-@pytest.mark.parametrize("value", ["", None])
-def test_gap_token(refused, value):
-    refused(f"gap_token={value!r}: must not be empty; .* pass parts with Gap objects", length=4, gap_token=value)
+@pytest.mark.parametrize("name", ["batch_size", "join_tokens", "num_return_sequences", "num_beams", "num_candidates"])
+@pytest.mark.parametrize("value", [0, -1, True, "2", 1.5])
+def test_positive_integers(refused, name, value):
+    if (name, value) == ("num_beams", 0):
+        return  # generate()'s word for the default
+    refused(re.escape(f"{name}={value!r}: must be a positive integer"), length=4, **{name: value})
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["past_key_values", "use_cache", "attention_mode", "span_ids", "eos_token_id", "max_length", "output_scores"],
+    "arguments, match",
+    [
+        (
+            {"num_candidates": 2, "num_return_sequences": 3},
+            "num_candidates=2: must not be below num_return_sequences=3",
+        ),
+        ({"order": "Parallel"}, "order='Parallel': must be 'sequential' or 'parallel'"),
+        ({"order": None}, "order=None: must be"),
+        ({"gap_token": ""}, "gap_token='': must not be empty; .* pass parts with Gap objects"),
+        ({"cache_implementation": "quantized"}, "cache_implementation='quantized': must be 'dynamic' or 'static'"),
+        ({"cache_implementation": True}, "cache_implementation=True: must be"),
+        ({"past_key_values": None}, r"\['past_key_values'\]: infill\(\) sets these itself; leave them out"),
+        ({"use_cache": False}, r"\['use_cache'\]: infill\(\) sets"),
+        ({"attention_mode": "causal", "span_ids": None}, r"\['attention_mode', 'span_ids'\]: infill\(\) sets"),
+        ({"eos_token_id": 2}, r"\['eos_token_id'\]: infill\(\) sets"),
+        ({"max_length": 9}, r"\['max_length'\]: infill\(\) sets"),
+        ({"output_scores": True}, r"\['output_scores'\]: infill\(\) sets"),
+        ({"assistant_model": 1}, r"\['assistant_model'\]: infill\(\) has no prompt to be read from left to right"),
+        ({"prompt_lookup_num_tokens": 2}, r"\['prompt_lookup_num_tokens'\]: infill\(\) has no prompt"),
+        ({"guidance_scale": 2.0}, r"\['guidance_scale'\]: infill\(\) has no prompt"),
+        ({"custom_generate": "x"}, r"\['custom_generate'\]: infill\(\) has no prompt"),
+    ],
 )
-def test_own_arguments(refused, name):
-    refused(rf"\['{name}'\]: infill\(\) sets these itself; leave them out", length=4, **{name: None})
+def test_settings(refused, arguments, match):
+    refused(match, **{"length": 4} | arguments)
+
+
+@pytest.mark.parametrize("gone", ["chunk_size", "avoid_copy", "selection", "temprature"])
+def test_what_neither_infill_nor_generate_knows(model, tokenizer, gone):
+    with pytest.raises(ValueError, match=gone):  # generate()'s own words
+        model.infill(ONE, tokenizer, length=4, **{gone: 3})
 
 
 def test_greedy_search_gives_one_answer(model, tokenizer):
-    with pytest.raises(ValueError, match="num_return_sequences"):  # transformers' own words
-        model.infill(TEXT, tokenizer, length=4, num_return_sequences=2)
+    with pytest.raises(ValueError, match="num_return_sequences"):  # generate()'s own words
+        model.infill(ONE, tokenizer, length=4, num_return_sequences=2)
 
 
-def test_misspelt_arguments(model, tokenizer):
-    with pytest.raises(ValueError, match="temprature"):
-        model.infill(TEXT, tokenizer, length=4, temprature=0.5)
+def test_training_mode_with_gradient_checkpointing(text_magnet, tokenizer):
+    model = text_magnet()
+    expected = model.infill(TEXT, tokenizer, length=3)
+    model.gradient_checkpointing_enable()
+    assert model.infill(TEXT, tokenizer, length=3) == expected  # in eval mode it is off
+    model.train()
+    for call in (model.infill, lambda *inputs: model.score_infill(inputs[0], ["a", "b"], inputs[1])):
+        with pytest.raises(ValueError, match=r"gradient checkpointing switches off in training mode. Call model.eval"):
+            call(TEXT, tokenizer)
+    model.gradient_checkpointing_disable()
+    assert model.infill(TEXT, tokenizer, length=3) == expected and model.training  # these models have no dropout
 
 
-def test_a_tokenizer_without_bos(model):
-    class Bare:
-        bos_token_id, is_fast = None, True
+# ------------------------------------------------------------------------------------------------------- tokenizers
 
-    with pytest.raises(ValueError, match="tokenizer: infill.. needs a fast tokenizer with a bos_token"):
-        model.infill(TEXT, Bare(), length=4)
+
+@pytest.mark.parametrize("call", ["infill", "encode", "encode_words", "score_infill"])
+@pytest.mark.parametrize(
+    "wrong, match",
+    [
+        (lambda path: None, "tokenizer=None: must be the checkpoint's tokenizer, AutoTokenizer.from_pretrained"),
+        (lambda path: str(path), "tokenizer='.*: must be the checkpoint's tokenizer"),
+        (lambda path: ByT5Tokenizer(), "tokenizer: ByT5Tokenizer is a slow one; load it with AutoTokenizer"),
+        ("larger", "tokenizer: has 4097 tokens, the model vocab_size=4096.*resize_token_embeddings"),
+        ("endless", "tokenizer: has no eos_token, which ends what is encoded and what is infilled"),
+    ],
+)
+def test_tokenizers(model, base_model_path, call, wrong, match):
+    if wrong == "larger":
+        tokenizer = AutoTokenizer.from_pretrained(base_model_path)
+        tokenizer.add_tokens(["a token that the model lacks"])
+    elif wrong == "endless":
+        tokenizer = bare_tokenizer()
+        tokenizer.eos_token = None
+    else:
+        tokenizer = wrong(base_model_path)
+    calls = {
+        "infill": lambda: model.infill(ONE, tokenizer),
+        "encode": lambda: model.encode(["Tom"], tokenizer),
+        "encode_words": lambda: model.encode_words([["Tom"]], tokenizer),
+        "score_infill": lambda: model.score_infill(ONE, ["very"], tokenizer),
+    }
+    with pytest.raises(ValueError, match=match):
+        calls[call]()
+
+
+def test_a_tokenizer_and_a_text_that_are_swapped(model, tokenizer):
+    for call in (model.infill, model.encode, model.encode_words):
+        with pytest.raises(ValueError, match="tokenizer='Tom was <|gap|> sad.': must be the checkpoint's tokenizer"):
+            call(tokenizer, ONE)
+    with pytest.raises(ValueError, match=r"tokenizer=\['very'\]: must be the checkpoint's tokenizer"):
+        model.score_infill(ONE, tokenizer, ["very"])

@@ -1,17 +1,15 @@
-"""What a caller may ask of a gap: length, name, no copies, chunks; gaps of all kinds side by side."""
+"""What a caller may ask of infill(): lengths, names, alternatives and their order, candidates, a stream; what comes back."""
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from test_infill_exact import TEXTS, naive_fill, token_pieces
-from transformers import AutoTokenizer, LogitsProcessor
+from infilling import BATCH, TEXT, TEXTS, Write, fills_of, token_pieces
+from transformers import StoppingCriteria, TextIteratorStreamer, TextStreamer
 
-from modeling_magnet import Gap
-from modeling_magnet.gaps_magnet import read_document, split_at_gaps
-from modeling_magnet.seams_magnet import fill_text, text_ids
+from modeling_magnet import Gap, InfillOutput
+from modeling_magnet.encoding_magnet import text_ids
+from modeling_magnet.scoring_magnet import continuation_logprobs
 
-TEXT = "<|gap|>".join(TEXTS)
+NEVER, AT_ONCE = {"sequence_bias": {(2,): -1e4}}, {"sequence_bias": {(2,): 1e4}}
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +17,13 @@ def model(text_magnet):
     return text_magnet()
 
 
-@pytest.fixture
-def calls(model, monkeypatch):
-    """Rows of each generate() call."""
-    rows, generate = [], model.generate
-
-    def counted(**arguments):
-        rows.append(len(arguments["input_ids"]))
-        return generate(**arguments)
-
-    monkeypatch.setattr(model, "generate", counted)
-    return rows
+@pytest.fixture(scope="module")
+def endless(text_magnet):
+    """A model that was not trained to end a gap."""
+    return text_magnet(infill_end_token_id=None)
 
 
 # -------------------------------------------------------------------------------------------------------- lengths
-
-NEVER, AT_ONCE = {"sequence_bias": {(2,): -1e4}}, {"sequence_bias": {(2,): 1e4}}
 
 
 @pytest.mark.parametrize(
@@ -58,68 +47,58 @@ def test_lengths(model, tokenizer, length, bias, tokens, reason):
     assert model.infill(of_the_gap, tokenizer, length=1, return_dict=True, **bias).gaps == [gap]
 
 
-@pytest.mark.parametrize(
-    "settings, match",
-    [
-        ({"length": (5, 2)}, r"length=\(5, 2\): the fewest tokens must not be more than the most"),
-        ({"length": (0, 0)}, r"length=\(0, 0\): the fewest"),
-        ({"length": (-1, 2)}, r"length=\(-1, 2\): the fewest"),
-        ({"length": (1, 2, 3)}, r"length=\(1, 2, 3\): a range is two integers"),
-        ({"length": (1, True)}, r"length=\(1, True\): a range is two integers"),
-        ({"min_new_tokens": 65}, "min_new_tokens=65: must lie between 0 and max_new_tokens=64"),
-        ({"min_new_tokens": -1}, "min_new_tokens=-1: must lie between"),
-        ({"min_new_tokens": "5"}, "min_new_tokens='5': must lie between"),
-        ({"stop": "paragraph"}, "stop='paragraph': must be one of sentence, line, word"),
-        ({"stop": 5}, "stop=5: must be one of"),
-        ({"stop": []}, r"stop=\[\]: must hold strings that are not empty"),
-        ({"stop": ["a", ""]}, "must hold strings that are not empty"),
-    ],
-)
-def test_limits_that_make_no_sense(model, tokenizer, settings, match):
-    with pytest.raises(ValueError, match=match):
-        model.infill(TEXT, tokenizer, **settings)
-
-
-@pytest.mark.parametrize(
-    "gap, match",
-    [
-        (Gap(prefix=5), "prefix=5: must be a string"),
-        (Gap(prefix="\ud800"), "character at 0 is half of a surrogate pair"),
-        (Gap(length=1, prefix=" very very big"), "prefix=' very very big': its 3 tokens exceed the gap's 1"),
-        (Gap(max_new_tokens=2, prefix=" very very big"), "its 3 tokens exceed the gap's 2"),
-        (Gap(candidates=[]), r"candidates=\[\]: must be a list of strings"),
-        (Gap(candidates="ab"), "candidates='ab': must be a list of strings"),
-        (Gap(candidates=[1]), "candidates holds 1, which is no string"),
-        (Gap(candidates=["\udfff"]), "half of a surrogate pair"),
-        (Gap(candidates=["a"], prefix="a"), "prefix='a': the candidates are whole fills"),
-        (Gap(candidates=["a", " very" * 600]), r"gaps of \[600\] positions exceed max_position_embeddings=512"),
-    ],
-)
-def test_gaps_that_make_no_sense(model, tokenizer, gap, match):
-    with pytest.raises(ValueError, match=r"inputs\[0\].*" + match):
-        model.infill(["Tom was", gap, " sad."], tokenizer)
-
-
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2}, {"do_sample": True}])
 @pytest.mark.parametrize("order", ["sequential", "parallel"])
-def test_gaps_of_all_kinds_are_written_side_by_side(model, tokenizer, calls, order):
-    kinds = [
-        Gap(6),
-        Gap("auto", 9),
-        Gap((2, 4)),
-        Gap(5, prefix=" ver"),
-        Gap("auto", 12, stop="word"),
-        Gap(8, stop=["e", "a"]),
-    ]
+def test_a_fill_has_a_token_unless_fewer_are_allowed(model, tokenizer, order, search):
+    arguments = {"order": order, "return_dict": True} | AT_ONCE | search
+    output = model.infill("a <|gap|> b<|gap|>", tokenizer, **arguments)
+    assert [(len(gap.token_ids), gap.finish_reason) for gap in output.gaps] == [(1, "end_token")] * 2
+    for gap in output.gaps:
+        assert gap.end_logprob < 0 and len(gap.token_logprobs) == 1
+    empty = model.infill("a <|gap|> b<|gap|>", tokenizer, min_new_tokens=0, **arguments)
+    assert empty.text == "a  b" and fills_of(empty) == [[], []]
+    mixed = ["a", Gap(), " b", Gap(min_new_tokens=0), " c", Gap((0, 3))]
+    assert [len(fill) for fill in fills_of(model.infill(mixed, tokenizer, **arguments))] == [1, 0, 0]
+
+
+def test_a_budget_of_the_whole_offset(model, tokenizer):
+    (gap,) = model.infill("Tom was <|gap|> sad.", tokenizer, max_new_tokens=64, return_dict=True, **NEVER).gaps
+    assert (len(gap.token_ids), gap.finish_reason) == (64, "max_tokens")
+
+
+def test_the_room_that_is_left(text_magnet, tokenizer):
+    model = text_magnet(max_position_embeddings=40)
+    room = 40 - sum(map(len, token_pieces(["Tom was", " sad."], tokenizer)))
+    (gap,) = model.infill("Tom was<|gap|> sad.", tokenizer, length=room, return_dict=True).gaps
+    assert len(gap.token_ids) == room
+    with pytest.raises(ValueError, match=rf"exceed max_position_embeddings=40; {room} positions are left"):
+        model.infill("Tom was<|gap|> sad.", tokenizer, length=room + 1)
+
+
+def test_gaps_of_all_kinds_are_written_side_by_side(model, tokenizer, monkeypatch):
+    rows, generate = [], model.generate
+
+    def counted(**arguments):
+        rows.append(len(arguments["input_ids"]))
+        return generate(**arguments)
+
+    monkeypatch.setattr(model, "generate", counted)
     parts = ["Tom "]
-    for kind in kinds:
+    for kind in (Gap(6), Gap("auto", 9), Gap((2, 4)), Gap(5, prefix=" ver"), Gap(8, stop=["e", "a"])):
         parts += [kind, " and then he was "]
     batch = [parts, [TEXTS[0], Gap(3), TEXTS[1]]]
-    arguments = {"order": order, "return_dict": True, "sequence_bias": {(2,): 2.0}, "avoid_copy": 2}
-    together = model.infill(batch, tokenizer, **arguments)
-    assert calls == ([7] if order == "parallel" else [2, 1, 1, 1, 1, 1])
-    assert together == model.infill(batch, tokenizer, batch_size=1, **arguments)
-    assert calls[-7:] == [1] * 7
-    assert together[0].gaps[3].text.startswith(" ver") and len(together[0].gaps[0].token_ids) == 6
+    (first, _) = model.infill(batch, tokenizer, order="parallel", return_dict=True)
+    assert rows == [6]
+    assert len(first.gaps[0].token_ids) == 6 and first.gaps[3].text.startswith(" ver")
+    model.infill(batch, tokenizer, order="sequential")
+    assert rows == [6] + [2, 1, 1, 1, 1]
+    model.infill(batch, tokenizer, order="parallel", batch_size=4)
+    assert rows[6:] == [4, 2]
+
+
+def test_many_gaps(model, tokenizer):
+    output = model.infill(" and<|gap|>" * 60, tokenizer, length=1, order="parallel", return_dict=True, batch_size=100)
+    assert [len(fill) for fill in fills_of(output)] == [1] * 60
 
 
 # ---------------------------------------------------------------------------------------------------------- names
@@ -140,195 +119,227 @@ def test_named_gaps(model, tokenizer):
     assert len(model.infill(own, tokenizer, gaps={"who": Gap(2)}, return_dict=True).gaps[0].token_ids) == 5
 
 
+# ----------------------------------------------------------------------------------------------- what generate() takes
+
+
+class StopAt(StoppingCriteria):
+    """Ends a row when one of these tokens is written."""
+
+    def __init__(self, tokens):
+        self.tokens = torch.tensor(sorted(tokens))
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.isin(input_ids[:, -1], self.tokens)
+
+
+@pytest.mark.parametrize("length", [6, "auto"])
+def test_a_stopping_criterion_ends_each_row_by_itself(model, tokenizer, length):
+    batch = ["Tom was <|gap|> sad.", "Then a dog <|gap|> ran.", "One <|gap|> two."]
+    arguments = {"length": length, "max_new_tokens": 6, "return_dict": True} | NEVER
+    whole = [output.gaps[0] for output in model.infill(batch, tokenizer, **arguments)]
+    assert {gap.finish_reason for gap in whole} == {"exact_length" if length == 6 else "max_tokens"}
+    stop = StopAt({whole[0].token_ids[2], whole[1].token_ids[0]})
+    stopped = [output.gaps[0] for output in model.infill(batch, tokenizer, stopping_criteria=[stop], **arguments)]
+    cuts = [next((i + 1 for i, t in enumerate(gap.token_ids) if t in stop.tokens), 6) for gap in whole]
+    assert 1 < cuts[0] < 6 and cuts[1] == 1
+    assert [gap.token_ids for gap in stopped] == [gap.token_ids[:cut] for gap, cut in zip(whole, cuts)]
+    assert [gap.finish_reason for gap in stopped[:2]] == ["stop", "stop"]
+    assert [gap.end_logprob for gap in stopped] == [None] * 3
+
+
+def test_a_stop_string_of_generate_ends_a_gap(model, tokenizer):
+    free = model.infill("Tom was<|gap|> sad.", tokenizer, length=8, return_dict=True).gaps[0]
+    string = max((tokenizer.decode(token).strip() for token in free.token_ids[1:-1]), key=len)
+    stopped = model.infill("Tom was<|gap|> sad.", tokenizer, length=8, stop_strings=[string], return_dict=True).gaps[0]
+    assert stopped.text == free.text[: free.text.index(string)] + string
+    assert stopped.finish_reason == "stop" and len(stopped.token_ids) < 8
+
+
+def test_a_text_streamer_prints_the_fill(model, tokenizer, capsys):
+    ids = text_ids(" very happy and went home", tokenizer)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    writing = {"max_new_tokens": 12, "logits_processor": [Write([*ids, 2])]}
+    text = model.infill("Tom was<|gap|>. He slept.", tokenizer, streamer=streamer, **writing)
+    assert text == "Tom was very happy and went home. He slept."
+    assert capsys.readouterr().out == " very happy and went home\n"
+
+
+def test_an_iterator_streams_while_the_fill_is_written(model, tokenizer):
+    expected = model.infill("Tom was<|gap|> sad.", tokenizer, length=8, return_dict=True).gaps[0]
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
+    sampled = {"do_sample": True, "top_k": 1}
+    model.infill("Tom was<|gap|> sad.", tokenizer, length=8, streamer=streamer, **sampled)
+    pieces = [piece for piece in streamer if piece]
+    assert "".join(pieces) == tokenizer.decode(expected.token_ids) and len(pieces) > 3
+
+
 @pytest.mark.parametrize(
-    "text, gaps, match",
+    "inputs, arguments",
     [
-        ("a <|gap:x|> b <|gap:x|>", {}, r"inputs\[0\]: the gaps are named \['x', 'x'\]: a name may be there once"),
-        ("a <|gap:x|> b", {"y": Gap()}, r"gaps: no gap is named \['y'\]; there are \['x'\]"),
-        ("a <|gap|> b", {"gap": Gap()}, r"gaps: no gap is named \['gap'\]; there are \[\]"),
-        ("a <|gap:x|> b", {"x": 5}, "gaps={'x': 5}: must map the names of gaps to Gap objects"),
-        ("a <|gap:x|> b", [Gap()], "must map the names"),
-        ("a <|gap:my name|> b", {}, r"inputs\[0\]: <\|gap:my name\|>: a gap's name must be of letters"),
-        ("a <|gap:|> b <|gap|>", {}, r"<\|gap:\|>: a gap's name must be"),
+        (TEXT, {}),  # two gaps
+        (["a<|gap|>", "b<|gap|>"], {}),
+        ("a<|gap|>", {"num_return_sequences": 2, "do_sample": True}),
+        ("a<|gap|>", {"num_candidates": 2, "do_sample": True}),
+        (["a", Gap(candidates=["b", "c"])], {}),
+        ([], {}),
     ],
 )
-def test_names_that_are_refused(model, tokenizer, text, gaps, match):
-    with pytest.raises(ValueError, match=match):
-        model.infill(text, tokenizer, gaps=gaps)
+def test_what_cannot_be_streamed(model, tokenizer, inputs, arguments):
+    streamer = TextStreamer(tokenizer, skip_prompt=True)
+    with pytest.raises(ValueError, match="streamer: one text with one gap can be streamed, and one fill of it"):
+        model.infill(inputs, tokenizer, streamer=streamer, length=3, **arguments)
 
 
-def test_named_markers_can_be_escaped():
-    text = r"\<|gap:x|> \<|gap:my name|> \\<|gap:y|> <|gap:größe|>"
-    assert split_at_gaps(text, "<|gap|>") == [
-        "<|gap:x|> <|gap:my name|> \\",
-        Gap(name="y"),
-        " ",
-        Gap(name="größe"),
-        "",
-    ]
-    assert split_at_gaps("a <|gap:x|> ____", "____") == ["a <|gap:x|> ", Gap(), ""]
+def test_a_search_cannot_be_streamed(model, endless, tokenizer):
+    streamer = TextStreamer(tokenizer, skip_prompt=True)
+    for length in ("auto", (1, 4)):
+        for parts in (["a", Gap(length), " b"], "a<|gap|> b"):
+            with pytest.raises(ValueError, match="streamer: one text with one gap"):
+                endless.infill(parts, tokenizer, length=length, streamer=streamer)
+    with pytest.raises(ValueError, match="streamer.*beam search"):  # transformers' own words
+        model.infill("a<|gap|> b", tokenizer, length=3, num_beams=2, streamer=streamer)
 
 
-# --------------------------------------------------------------------------------------------------------- no copies
+# ------------------------------------------------------------------------------------------------- alternatives
 
 
-class Copy(LogitsProcessor):
-    """Prefers tokens of the text behind."""
-
-    def __init__(self, ids):
-        self.ids = sorted(set(ids))
-
-    def __call__(self, input_ids, scores):
-        scores = scores.clone()
-        scores[:, self.ids] += 20
-        return scores
-
-
-def ngrams(ids, n):
-    return {tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)}
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(
-    words=st.lists(st.sampled_from([" the", " cat", " sat", " on", " a", " dog", "."]), min_size=1, max_size=8),
-    n=st.integers(1, 4),
-    how=st.sampled_from([{}, {"do_sample": True}, {"num_beams": 3}, {"chunk_size": 3}, {"order": "parallel"}]),
-)
-def test_fills_hold_no_ngram_of_the_text_behind(model, tokenizer, words, n, how):
-    texts = ["Tom", "".join(words), " and" + "".join(reversed(words))]
-    rights = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts[1:]]
-    wants = {"logits_processor": [Copy(sum(rights, []))], "length": 8, "return_dict": True}
-    output = model.infill("<|gap|>".join(texts), tokenizer, avoid_copy=n, **wants, **how)
-    for number, gap in enumerate(output.gaps):
-        for right in rights[number:]:
-            assert not ngrams(gap.token_ids, n) & ngrams(right, n)
-    copied = model.infill("<|gap|>".join(texts), tokenizer, **wants, **how).gaps[0]
-    assert set(copied.token_ids) <= set(sum(rights, []))  # else nothing was avoided
-
-
-# ------------------------------------------------------------------------------------------------------------- chunks
-
-
-@pytest.mark.parametrize("chunk_size", [1, 4, 12, 50])
-def test_chunks_become_context(model, tokenizer, chunk_size):
-    left, right = token_pieces(TEXTS[:2], tokenizer)
-    written = []
-    while len(written) < 12:
-        rest = 12 - len(written)
-        pieces = [left + written, right]
-        written += naive_fill(model, tokenizer, pieces, [rest], 0, steps=min(chunk_size, rest))[0]
-    text = "<|gap|>".join(TEXTS[:2])
-    (gap,) = model.infill(text, tokenizer, length=12, chunk_size=chunk_size, return_dict=True).gaps
-    assert (gap.token_ids, gap.finish_reason, len(gap.token_logprobs)) == (written, "exact_length", 12)
-
-
-@pytest.mark.parametrize("chunk_size, chunks", [(None, [6, 6, 8]), (5, [5, 5, 5, 5]), (100, [6, 6, 8])])
-def test_budgets_above_the_largest_offset(text_magnet, tokenizer, chunk_size, chunks):
-    model = text_magnet(infill_free_offsets=[4, 8])
-    left, right = token_pieces(TEXTS[:2], tokenizer)
-    written = []
-    for chunk in chunks:
-        written += naive_fill(model, tokenizer, [left + written, right], [8], 0, steps=chunk)[0]
-    arguments = {"max_new_tokens": 20, "chunk_size": chunk_size, "suppress_tokens": [2], "return_dict": True}
-    (gap,) = model.infill("<|gap|>".join(TEXTS[:2]), tokenizer, **arguments).gaps
-    assert (gap.token_ids, gap.finish_reason) == (written, "max_tokens")
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(
-    words=st.integers(1, 30),
-    gaps=st.lists(st.sampled_from([4, 11, (1, 9), "auto"]), min_size=1, max_size=3),
-    most=st.integers(1, 30),
-    chunk_size=st.sampled_from([None, 1, 3, 7]),
-    order=st.sampled_from(["sequential", "parallel"]),
-)
-def test_positions_never_exceed_the_limit(text_magnet, tokenizer, words, gaps, most, chunk_size, order):
-    model = text_magnet(infill_free_offsets=[4, 8], max_position_embeddings=40)
-    parts, seen = ["a" + " the" * words], []
-    for length in gaps:
-        parts += [Gap(length, most), " the"]
-
-    def record(module, args, kwargs):
-        seen.append(int(kwargs["position_ids"].max()))
-
-    handle = model.model.register_forward_pre_hook(record, with_kwargs=True)
-    arguments = {"order": order, "chunk_size": chunk_size, "suppress_tokens": [2]}
-    try:
-        model.infill(parts, tokenizer, **arguments)
-        assert max(seen) < 40
-    except ValueError as error:
-        assert "exceed max_position_embeddings=40" in str(error) and not seen
-    finally:
-        handle.remove()
-
-
-# -------------------------------------------------------------------------------------------------- whatever is asked
-
-UNICODE = st.lists(
-    st.sampled_from(
-        ["", " ", "\r\n", "\t", "a", " b.", "e\u0301", "🎉", "👩\u200d👧", "\u200fא", "</s>", "<pad>", "\0", "_"]
-    )
-    | st.text(max_size=4),
-    max_size=5,
-).map("".join)
-STOP = st.sampled_from([None, "sentence", "line", "word", ["a", " b"], lambda text: 3 if len(text) > 4 else None])
-LENGTH = st.sampled_from([3, (0, 4), (2, 6), "auto"])
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(
-    texts=st.tuples(UNICODE, UNICODE.filter(bool), UNICODE).filter(any),
-    gaps=st.tuples(*[st.builds(Gap, LENGTH, stop=STOP, prefix=st.sampled_from([None, " x", "é"]))] * 2),
-    options=st.fixed_dictionaries(
-        {
-            "order": st.sampled_from(["sequential", "parallel"]),
-            "chunk_size": st.sampled_from([None, 2]),
-            "avoid_copy": st.sampled_from([None, 1, 2]),
-            "do_sample": st.booleans(),
-        }
-    ),
-)
-@example(
-    texts=("a\r\n ", " ", "\0 "),
-    gaps=(Gap((0, 4), stop="word"), Gap(3, prefix=" x")),
-    options={"order": "parallel", "chunk_size": 2, "avoid_copy": 1, "do_sample": True},
-)
-def test_without_its_fills_the_text_is_the_input(model, tokenizer, texts, gaps, options):
+def alternatives(model, tokenizer, text="Tom was<|gap|> sad and cried.", **arguments):
     torch.manual_seed(0)
-    parts = [texts[0], gaps[0], texts[1], gaps[1], texts[2]]
-    bias = {"sequence_bias": {(2,): 5.0}, "max_new_tokens": 9}
-    output = model.infill(parts, tokenizer, return_dict=True, **options, **bias)
-    rest, end = [], 0
-    for gap in output.gaps:
-        first, last = gap.span
-        assert output.text[first:last] == gap.text
-        rest, end = [*rest, output.text[end:first]], last
-    assert tuple([*rest, output.text[end:]]) == texts
-    for gap, left, right in zip(output.gaps, texts, texts[1:]):
-        assert not (right[:1].isspace() and gap.text[-1:].isspace()) or gap.text == " x"[: len(gap.text)]
+    defaults = {"length": 3, "do_sample": True, "num_return_sequences": 5, "return_dict": True}
+    return [output.gaps[0] for output in model.infill(text, tokenizer, **defaults | arguments)]
 
 
-def test_the_text_of_half_characters_only_grows(model, tokenizer):
-    """Bytes that are no whole character: what more tokens bring never changes the characters before."""
-    bytes_ = [token for token in range(4096) if "\ufffd" in tokenizer.decode(token)][:8]
+def test_alternatives_are_sorted_by_how_the_text_goes_on(model, tokenizer):
+    found = alternatives(model, tokenizer)
+    assert [gap.score for gap in found] == [gap.join_score for gap in found]
+    assert sorted((gap.score for gap in found), reverse=True) == [gap.score for gap in found]
+    assert len({gap.score for gap in found}) > 1
+    best = alternatives(model, tokenizer, num_return_sequences=2, num_candidates=5)
+    assert best == found[:2]  # the best of as many
+
+
+def test_at_the_end_of_a_text_an_empty_fill_comes_last(model, tokenizer):
+    free = {"length": "auto", "max_new_tokens": 4, "min_new_tokens": 0, "sequence_bias": {(2,): 8.0}}
+    found = alternatives(model, tokenizer, "Tom was<|gap|>", num_return_sequences=8, **free)
+    empty = [not gap.text for gap in found]
+    assert any(empty) and empty == sorted(empty) and not all(empty)
+    written = [gap for gap in found if gap.text]
+    assert [gap.score for gap in written] == [gap.joint_score / len(gap.token_ids) for gap in written]
+
+
+@pytest.mark.parametrize("text", ["Tom was<|gap|> sad and cried.", "Tom was<|gap|>"])
+def test_return_dict_changes_no_choice(model, tokenizer, text):
+    free = {"length": "auto", "max_new_tokens": 4, "min_new_tokens": 0, "sequence_bias": {(2,): 8.0}}
+    outputs = {}
+    for return_dict in (False, True):
+        torch.manual_seed(1)
+        sampling = {"do_sample": True, "num_candidates": 6, "return_dict": return_dict}
+        outputs[return_dict] = model.infill(text, tokenizer, **free, **sampling)
+    assert outputs[False] == outputs[True].text
+
+
+def test_beams_keep_their_order(model, tokenizer):
+    beams = {"num_beams": 4, "return_dict": True, "length": 4, "num_return_sequences": 4}
+    kept = [output.gaps[0] for output in model.infill("Tom was<|gap|> sad.", tokenizer, **beams)]
+    totals = [sum(gap.token_logprobs) for gap in kept]
+    assert totals == sorted(totals, reverse=True) and len({tuple(gap.token_ids) for gap in kept}) == 4
+
+
+def test_alternatives_of_a_first_gap_are_each_continued(model, tokenizer):
     torch.manual_seed(0)
-    for _ in range(30):
-        ids = [bytes_[n] if n < 8 else 300 + n for n in torch.randint(0, 11, (8,)).tolist()]
-        check_growth(ids, tokenizer)
+    sampling = {"do_sample": True, "num_return_sequences": 3, "return_dict": True, "length": 3}
+    outputs = model.infill(TEXT, tokenizer, **sampling)
+    assert len({tuple(output.gaps[0].token_ids) for output in outputs}) == 3
+    scores = [output.gaps[0].score for output in outputs]
+    assert scores == sorted(scores, reverse=True)
+    for output in outputs:  # the second gap's scores are those behind this first fill
+        first, second = output.gaps
+        pieces = token_pieces(TEXTS, tokenizer)
+        left = pieces[0] + first.token_ids + pieces[1]
+        (each,) = continuation_logprobs(model, left, [second.token_ids + pieces[2][:16]])
+        assert second.joint_score == pytest.approx(sum(each), abs=1e-4)
 
 
-@pytest.mark.shared
-def test_the_text_of_half_characters_only_grows_in_sentencepiece(shared):
-    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories3M")
-    party = text_ids("a🎉", tokenizer)[-4:]
-    for ids in ([*party, party[0]], [*party, party[0], 400], [party[0], *party], [party[1], 400, *party, party[2]]):
-        check_growth(ids, tokenizer)
+# ---------------------------------------------------------------------------------------- search, without an end token
 
 
-def check_growth(ids, tokenizer):
-    document = read_document(["x🎉", Gap(4), "y"], "<|gap|>", Gap(), {}, 0)
-    shown = ""
-    for end in range(len(ids) + 1):
-        text = fill_text(ids[:end], document, 0, tokenizer)
-        assert text.startswith(shown)
-        shown = text.rstrip("\ufffd")
+def test_a_search_takes_the_length_behind_which_the_text_goes_on_best(endless, tokenizer):
+    text = "Tom was<|gap|> sad."
+    lengths = [2, 3, 4, 5]
+    each = [endless.infill(text, tokenizer, length=n, return_dict=True).gaps[0] for n in lengths]
+    best = max(each, key=lambda gap: gap.join_score)
+    found = endless.infill(text, tokenizer, length=(2, 5), return_dict=True).gaps[0]
+    assert (found.token_ids, found.finish_reason) == (best.token_ids, "exact_length")
+    assert endless.infill(text, tokenizer, length=(2, 5)) == f"Tom was{best.text} sad."
+    several = endless.infill(text, tokenizer, length=(2, 5), num_return_sequences=4, return_dict=True)
+    assert sorted(len(output.gaps[0].token_ids) for output in several) == lengths
+    assert endless.infill(text, tokenizer, max_new_tokens=3, min_new_tokens=3, return_dict=True).gaps == [each[1]]
+
+
+def test_a_search_of_several_gaps(endless, tokenizer):
+    """Searched gaps are written once for each length, the others once for each alternative."""
+    beside = ["Tom was", Gap((1, 3)), " and", Gap(2), " sad."]
+    sampling = {"do_sample": True, "num_return_sequences": 3, "return_dict": True}
+    for output in endless.infill(beside, tokenizer, order="parallel", **sampling):
+        assert 1 <= len(output.gaps[0].token_ids) <= 3 and len(output.gaps[1].token_ids) == 2
+    for order in ("sequential", "parallel"):
+        output = endless.infill(TEXT, tokenizer, length=(0, 4), order=order, return_dict=True)
+        assert all(1 <= len(gap.token_ids) <= 4 for gap in output.gaps)
+    parts = ["Tom was", Gap((1, 6), prefix=" very very big"), " sad."]
+    prefixed = endless.infill(parts, tokenizer, num_return_sequences=4, return_dict=True)
+    assert sorted(len(output.gaps[0].token_ids) for output in prefixed) == [3, 4, 5, 6]  # as many as the prefix needs
+    assert all(output.text.startswith("Tom was very very big") for output in prefixed)
+    with pytest.raises(ValueError, match="num_return_sequences=3: gap 0 has only 2 candidates"):
+        endless.infill(TEXT, tokenizer, length=(1, 2), num_return_sequences=3)
+
+
+# --------------------------------------------------------------------------------------------------- given candidates
+
+
+@pytest.mark.parametrize("right", [" sad.", ""])
+def test_candidates_beside_other_gaps(model, tokenizer, right):
+    colours, verbs = Gap(candidates=["red", "blue"]), Gap(candidates=[" ran", " sat"])
+    parts = ["A ", colours, " cat and ", Gap(3), " dog", verbs, right]
+    for order in ("sequential", "parallel"):
+        output = model.infill(parts, tokenizer, order=order, return_dict=True)
+        assert output.gaps[0].text in ("red", "blue") and output.gaps[2].text in (" ran", " sat")
+        assert output.text[slice(*output.gaps[2].span)] == output.gaps[2].text
+        assert output.text == model.infill(parts, tokenizer, order=order)
+    with pytest.raises(ValueError, match="num_return_sequences=3: gap 0 has only 2 candidates"):
+        model.infill(parts, tokenizer, num_return_sequences=3, do_sample=True)
+
+
+# ------------------------------------------------------------------------------------------------------ result shapes
+
+
+def test_shapes_of_the_result(model, tokenizer):
+    text, parts = "Tom <|gap|> sad.", ["Tom ", Gap(), " sad."]
+    two = {"num_beams": 2, "num_return_sequences": 2}
+
+    def fill(inputs, **arguments):
+        return model.infill(inputs, tokenizer, length=2, **arguments)
+
+    one = fill(text)
+    assert isinstance(one, str)
+    assert fill(parts) == one
+    assert fill([text]) == fill([parts]) == fill((text,)) == [one]
+    assert fill([text, parts, "A<|gap|>"])[:2] == [one, one]
+    output = fill(text, return_dict=True)
+    assert isinstance(output, InfillOutput) and output.text == one
+    assert fill([text], return_dict=True) == [output]
+    several = fill(text, **two)
+    assert len(set(several)) == 2 and all(isinstance(alternative, str) for alternative in several)
+    assert fill([text, parts], **two) == [several, several]
+    assert [output.text for output in fill(text, return_dict=True, **two)] == several
+    assert fill([]) == fill([], **two) == fill([], order="parallel") == []
+
+
+def test_a_gap_can_be_made_from_the_model(model, tokenizer):
+    assert model.Gap is Gap
+    output = model.infill(["Tom was ", model.Gap(length=2), " sad."], tokenizer, length=9, return_dict=True)
+    assert len(output.gaps[0].token_ids) == 2
+
+
+def test_a_generator_of_inputs_is_not_a_batch(model, tokenizer):
+    with pytest.raises(ValueError, match="inputs=<generator.*: must be a string, a list"):
+        model.infill((text for text in BATCH), tokenizer)

@@ -13,13 +13,13 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import LlamaConfig
 
+from magnet_hub.card import checkpoint_origin, is_generated, refresh_model_card, write_model_card
+from magnet_hub.card_texts import FORMS
+from magnet_hub.forms import export_checkpoint
+from magnet_hub.origin import Origin, read_origin
+from magnet_hub.results import Measured, read_eval_results, write_eval_results
+from magnet_hub.save import save_checkpoint
 from modeling_magnet import MagnetLlamaConfig
-from modeling_magnet.card_facts import Origin, read_origin
-from modeling_magnet.card_texts import FORMS
-from modeling_magnet.eval_results import Measured, read_eval_results, write_eval_results
-from modeling_magnet.export import save_checkpoint
-from modeling_magnet.forms import export_checkpoint
-from modeling_magnet.model_card import checkpoint_origin, is_generated, refresh_model_card, write_model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "examples" / "assets" / "magnet-tiny"

@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
 from magnet_eval.embedding import read_graded_pairs, sts_spearman
+from magnet_hub.sentence_transformer import INSTRUCTIONS
 from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.sentence_transformer import INSTRUCTIONS
 
 mteb = pytest.importorskip("mteb")
 ASSETS = Path(__file__).parents[1] / "examples" / "assets"

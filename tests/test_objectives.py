@@ -70,7 +70,7 @@ def test_kl_keeps_causal_rows_close_to_the_base(make, tiny_magnet, accumulated):
 def test_kl_is_zero_for_a_fresh_adapter_and_without_causal_rows(make):
     fresh = magnet(**ACTING)
     for name, parameter in fresh.named_parameters():
-        if "lora_B" in name:
+        if "_lora.B" in name:
             parameter.data.zero_()
     for model, view in ((fresh, CAUSAL_ROWS), (magnet(**ACTING), {"span_max": 8})):
         trainer = make(model, pairs=[], lambda_sscl=0, lambda_kl=1.0, view=view)
@@ -240,16 +240,16 @@ def test_a_broken_pair_is_named(make):
     with pytest.raises(FloatingPointError) as error:
         trainer.train()
     assert "loss_sscl is nan at step 0" in str(error.value)
-    assert trainer.data_collator.pair_origin(3) in str(error.value)
+    assert trainer.train_dataset.pairs.origin(3) in str(error.value)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(make):
     model = magnet("none")
-    weight = next(p for name, p in model.named_parameters() if "layers.1.self_attn.q_proj.lora_B" in name)
+    weight = next(p for name, p in model.named_parameters() if "layers.1.self_attn.q_proj_lora.B" in name)
     weight.register_hook(lambda gradient: gradient * float("nan"))
     before = copy.deepcopy(model.state_dict())
     trainer = make(model, max_steps=2, learning_rate=1e-2)
-    with pytest.raises(FloatingPointError, match=r"layers.1.self_attn.q_proj.lora_B.* not finite at step 0"):
+    with pytest.raises(FloatingPointError, match=r"layers.1.self_attn.q_proj_lora.B.* not finite at step 0"):
         trainer.train()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

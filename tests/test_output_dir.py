@@ -7,8 +7,8 @@ from conftest import build_magnet
 from surviving import TOKENIZER
 from training import magnet
 
+from magnet_hub import save
 from magnet_train.output_dir import check_writable
-from modeling_magnet import export
 
 WEIGHTS = "model.safetensors"
 
@@ -27,9 +27,9 @@ def test_an_output_dir_that_cannot_be_written_is_refused_first(tmp_path, path, r
 
 def test_a_final_file_is_never_seen_in_part(tmp_path, monkeypatch):
     model, other = magnet(), build_magnet(seed=3)
-    export.save_checkpoint(model, TOKENIZER, tmp_path)
+    save.save_checkpoint(model, TOKENIZER, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert export.UNFINISHED not in names and {"1_Pooling", "README.md", WEIGHTS} <= names
+    assert save.UNFINISHED not in names and {"1_Pooling", "README.md", WEIGHTS} <= names
     before = (tmp_path / WEIGHTS).read_bytes()
 
     def fail(config, folder, **kwargs):
@@ -37,14 +37,14 @@ def test_a_final_file_is_never_seen_in_part(tmp_path, monkeypatch):
         raise OSError("no more room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "write_model_card", fail)
+        patch.setattr(save, "write_model_card", fail)
         with pytest.raises(OSError, match="no more room"):
-            export.save_checkpoint(other, TOKENIZER, tmp_path)
-    assert (tmp_path / WEIGHTS).read_bytes() == before and not (tmp_path / export.UNFINISHED).exists()
+            save.save_checkpoint(other, TOKENIZER, tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == before and not (tmp_path / save.UNFINISHED).exists()
 
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"of an earlier save")
     state = {name: value + 1 for name, value in other.state_dict().items()}
-    export.save_checkpoint(other, TOKENIZER, tmp_path, dict(state))  # save_pretrained empties it
+    save.save_checkpoint(other, TOKENIZER, tmp_path, dict(state))  # save_pretrained empties it
     assert {path.name for path in tmp_path.iterdir()} == names
     saved = safetensors.torch.load_file(tmp_path / WEIGHTS)
     assert all(torch.equal(value, state[name]) for name, value in saved.items())

@@ -1,12 +1,15 @@
 """PEFT adapters on top of a MAGNET checkpoint: MAGNET's own adapter stays, in its modes, whatever is done with the others."""
 
+import families
 import pytest
 import torch
+from families import build_magnet
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from modeling_magnet import ATTENTION_MODES
+from modeling_magnet.modeling_magnet import low_rank_parts
 
 LORA = {"r": 4, "target_modules": ["q_proj", "up_proj"]}  # one of MAGNET's own layers, and one that is not
 
@@ -16,10 +19,10 @@ def ids():
     return torch.randint(4, 97, (2, 8), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_magnet, tmp_path_factory):
+@pytest.fixture(scope="module", params=["llama", "gemma3_text"])
+def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_magnet().save_pretrained(folder)
+    build_magnet(request.param).save_pretrained(folder)
     return folder
 
 
@@ -63,26 +66,16 @@ def trainable(model) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-# ---------------------------------------------------------------------------------------------- what loading leaves
+def assert_hooks_stand(model):
+    """Each low-rank part acts on the innermost layer, under whatever PEFT has put around it."""
+    parts = list(low_rank_parts(model))
+    assert parts
+    for _, layer, part in parts:
+        innermost = getattr(layer, "base_layer", layer)
+        assert [getattr(hook, "__self__", None) for hook in innermost._forward_hooks.values()] == [part]
 
 
-@pytest.mark.parametrize("cls", [AutoModelForCausalLM, AutoModel, AutoModelForTokenClassification])
-def test_of_a_loaded_checkpoint_the_adapter_and_the_heads_are_trainable(folder, cls):
-    model = load(folder, cls)
-    names = trainable(model)
-    assert names == {n for n, _ in model.named_parameters() if ".lora_" in n or n.startswith("score")}
-    assert any("lora_A.magnet" in name for name in names)
-    assert len(names) < len(list(model.parameters()))
-
-
-def test_a_checkpoint_without_an_adapter_is_trainable_as_any_model(tiny_magnet, tmp_path):
-    tiny_magnet(adapter=None).save_pretrained(tmp_path)
-    model, information = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert trainable(model) == {name for name, _ in model.named_parameters()}
-    assert not information["missing_keys"]
-
-
-# ------------------------------------------------------------------------------------------------------- one on top
+# ----------------------------------------------------------------------------------------------------------- one on top
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional"])
@@ -100,6 +93,27 @@ def test_get_peft_model_trains_the_new_adapter_alone(folder, ids, mode):
     with model.disable_adapter():
         assert_same(all_modes(model, ids), magnet)
     assert trainable(model) == changed
+    assert_hooks_stand(model)
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_on_all_linear_layers_of_every_family(name, ids, tmp_path):
+    magnet = build_magnet(name)
+    expected = all_modes(magnet, ids)
+    model = get_peft_model(magnet, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    assert_same(all_modes(model, ids), expected)
+    assert not any("_lora" in key for key in model.targeted_module_names)  # none on our own parts
+    train(model, ids, steps=2)
+    trained = all_modes(model.eval(), ids)
+    assert_different(trained, expected)
+    assert_hooks_stand(model)
+    with model.disable_adapter():
+        assert_same(all_modes(model, ids), expected)
+    merged = model.merge_and_unload()
+    assert_hooks_stand(merged)
+    assert_same(all_modes(merged, ids), trained, tolerance=2e-5)
+    merged.save_pretrained(tmp_path)
+    assert_same(all_modes(load(tmp_path), ids), all_modes(merged, ids))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +132,7 @@ def test_its_files_hold_it_alone_and_load_on_the_checkpoint(folder, task, ids):
     assert_same(all_modes(model, ids), expected)
     assert trainable(model) == set()
     names = load_file(path / "adapter_model.safetensors").keys()
-    assert names and all("lora_" in name and "magnet" not in name for name in names)
+    assert names and all("lora_" in name and "_lora." not in name for name in names)
 
 
 def test_merging_it_keeps_magnets_own_adapter(folder, task, ids, tmp_path):
@@ -166,7 +180,7 @@ def test_adapters_of_transformers_itself(folder, task, ids, tmp_path):
     model.save_pretrained(tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     names = load_file(file).keys()
-    assert names and not any("magnet" in name for name in names)
+    assert names and not any("_lora." in name for name in names)
     assert file.name == "adapter_model.safetensors"
 
 

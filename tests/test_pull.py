@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fake_hub import TOKEN, FakeHub
 
-from modeling_magnet.export import save_checkpoint
-from modeling_magnet.hub import push_checkpoint
+from magnet_hub.push import push_checkpoint
+from magnet_hub.save import save_checkpoint
 
 # what one process without our packages can load, and what it is told where it cannot
 PULLER = """

@@ -1,5 +1,6 @@
 """Checkpoints go to a Hub, here a fake one in a thread, and come back; whatever fails is one line without the token."""
 
+import hashlib
 import json
 import logging
 import os
@@ -11,14 +12,16 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import HfApi, constants
-from safetensors.torch import load
+from safetensors.torch import load, load_file, save_file
 
 from magnet_cli.push import main as push_command
-from modeling_magnet.export import save_checkpoint
-from modeling_magnet.hub import FILES, TRIES, push_checkpoint
-from modeling_magnet.model_card import is_generated
+from magnet_hub.card import is_generated, refresh_model_card
+from magnet_hub.forms import export_checkpoint
+from magnet_hub.push import FILES, TRIES, push_checkpoint
+from magnet_hub.save import save_checkpoint
 
 LOADER = """
 import json, sys, types
@@ -277,7 +280,7 @@ def test_offline_mode(hub, folder, caplog, monkeypatch):
 
 def test_retries_are_told(hub, folder, waits, caplog):
     hub.fail("POST", "/repos/create", 500, times=1)
-    with caplog.at_level(logging.WARNING, logger="modeling_magnet.hub"):
+    with caplog.at_level(logging.WARNING, logger="magnet_hub.push"):
         push_checkpoint(folder, "me/model")
     assert "the Hub fails (500). Trying again in 1 s." in caplog.text
 
@@ -301,6 +304,70 @@ def test_incomplete_folders_are_refused(hub, folder, caplog, lacks, said):
 def test_an_adapter_whose_base_nobody_has_is_refused(hub, folder, caplog):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
     assert "which nobody else has. Push that folder first" in told_by(folder, caplog)
+
+
+# --------------------------------------------------------------------------------------- what must not leave the machine
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "README.md", "config.json", "model.safetensors", "1_Pooling"])
+def test_links_are_not_followed(hub, folder, tmp_path, caplog, name):
+    """An upload would read what they point to, wherever that lies."""
+    canary = tmp_path / "canary"
+    if (folder / name).exists():
+        (folder / name).rename(canary)  # the very content: it is the link that is refused
+    else:
+        canary.write_text("CANARY: a private key")
+    (folder / name).symlink_to(canary)
+    assert "is, or lies behind, a link" in told_by(folder, caplog) and hub.requests == []
+
+
+def test_a_folder_that_is_named_by_a_link_is_pushed(hub, folder, tmp_path):
+    (tmp_path / "latest").symlink_to(folder)
+    push_checkpoint(tmp_path / "latest", "me/model")
+    assert files_on(hub)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+def test_what_is_no_file_is_not_read(hub, folder, caplog):
+    os.mkfifo(folder / "merges.txt")  # reading it would wait for ever
+    assert told_by(folder, caplog).startswith("ValueError: merges.txt: is no regular file.") and hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [("nan", torch.float32), ("inf", torch.float32), ("-inf", torch.bfloat16), ("nan", torch.float8_e4m3fn)],
+)
+def test_weights_that_are_not_finite_are_refused(hub, folder, caplog, value, dtype):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.full((64,), float(value)).to(dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "model.safetensors: model.norm.weight is not finite" in told_by(folder, caplog) and hub.requests == []
+
+
+def test_weights_that_cannot_be_read_are_refused(hub, folder):
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ValueError, match="model.safetensors: cannot be read"):
+        push_checkpoint(folder, "me/model")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["modeling_magnet.py", "unlisted_magnet.py"])
+def test_code_that_the_card_does_not_state_is_refused(hub, folder, caplog, name):
+    with (folder / name).open("a") as file:
+        file.write("CANARY = 1\n")
+    assert f"{name}: is not the file whose SHA-256 stands in README.md" in told_by(folder, caplog)
+    assert hub.requests == []
+    with pytest.raises(ValueError, match="is not the file whose SHA-256"):
+        refresh_model_card(folder)  # as `magnet evaluate --update_card` does: it must not vouch for it either
+    (folder / "README.md").unlink()
+    push_checkpoint(folder, "me/model")
+    assert hashlib.sha256((folder / name).read_bytes()).hexdigest().encode() in files_on(hub)["README.md"]
+
+
+def test_code_beside_a_card_that_states_none_is_refused(hub, saved, tmp_path, caplog):
+    export_checkpoint(saved, tmp_path / "encoder", "encoder")
+    shutil.copy(saved / "modeling_magnet.py", tmp_path / "encoder")
+    assert "modeling_magnet.py: is not the file" in told_by(tmp_path / "encoder", caplog) and hub.requests == []
 
 
 @pytest.mark.parametrize(("repo_id", "said"), [("model", "needs your name"), ("me/mo del", "Repo id")])

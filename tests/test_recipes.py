@@ -77,7 +77,7 @@ def masked(view):
 
 
 def adapted(model):
-    return {name.split(".lora_")[0].split(".")[-1] for name, _ in model.named_parameters() if "lora_" in name}
+    return {name.split("_lora.")[0].split(".")[-1] for name, _ in model.named_parameters() if "_lora." in name}
 
 
 @pytest.mark.shared
@@ -85,7 +85,7 @@ def adapted(model):
 def test_recipe_trains(name, tmp_path, shared):
     arguments = parse(flags(name, tmp_path, shared / "models" / "stories3M"))
     trainer, _ = build_trainer(*arguments)
-    before = {key: value.clone() for key, value in trainer.model.state_dict().items() if "lora_" in key}
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items() if "_lora." in key}
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 3]
@@ -96,7 +96,7 @@ def test_recipe_trains(name, tmp_path, shared):
     changed = {
         key for key, value in trainer.model.state_dict().items() if key in before and (value != before[key]).any()
     }
-    assert any("lora_B" in key for key in changed)
+    assert any("_lora.B" in key for key in changed)
     views = [trainer.train_dataset[i]["view"] for i in range(8)]
     PARTICULAR[name](trainer, views, read_recipe(name))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from magnet_train.arguments import DataArguments, ModelArguments, ViewArguments
+from magnet_train.arguments import ModelArguments, ViewArguments
 from magnet_train.model import build_model, check_lengths, mask_token_id
 from magnet_train.run import main
 from magnet_train.views import special_tokens
@@ -73,7 +73,7 @@ def test_main_writes_a_checkpoint_that_infills(flags, tmp_path, base_model_path)
     free = model.infill("Tom was hungry. <|gap|> Then he was full.", tokenizer, max_new_tokens=16, return_dict=True)
     assert free.gaps[0].finish_reason in ("end_token", "max_tokens")
 
-    lora_b = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    lora_b = [parameter for name, parameter in model.named_parameters() if "_lora.B" in name]
     assert lora_b and all(parameter.abs().max() > 0 for parameter in lora_b)  # it was trained, and saved
     base = LlamaForCausalLM.from_pretrained(base_model_path, dtype=torch.float32)
     ids = tokenizer(STORY, return_tensors="pt").input_ids
@@ -99,11 +99,16 @@ def test_main_reads_a_recipe(flags, tmp_path):
 
 def test_held_out_texts_are_measured_before_the_first_step(flags, tmp_path):
     held_out = tmp_path / "held_out.txt"
-    main(flags(eval_file=held_out, eval_strategy="steps", eval_steps=2, max_steps=2, dataloader_drop_last=True))
-    lines = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").read_text().splitlines()]
-    evaluations = [line for line in lines if "eval_loss" in line]
-    assert [line["step"] for line in evaluations] == [0, 2]
-    assert all(line[f"eval_loss_{name}"] > 0 for line in evaluations for name in ("mntp", "msg", "sscl"))
+    (tmp_path / "held_out.jsonl").write_text('{"text": "Ben slept.", "positive": "Ben was asleep."}\n' * 4)
+    common = flags(eval_file=held_out, eval_strategy="steps", eval_steps=2, max_steps=2, dataloader_drop_last=True)
+    for folder, pairs in (("with", ["--eval_pairs_file", str(tmp_path / "held_out.jsonl")]), ("without", [])):
+        main([*common, "--output_dir", str(tmp_path / folder), *pairs])
+        lines = [json.loads(line) for line in (tmp_path / folder / "train_log.jsonl").read_text().splitlines()]
+        evaluations = [line for line in lines if "eval_loss" in line]
+        assert [line["step"] for line in evaluations] == [0, 2]
+        assert all(line[f"eval_loss_{name}"] > 0 for line in evaluations for name in ("mntp", "msg"))
+        measured = [line.get("eval_loss_sscl") for line in evaluations]
+        assert measured == ([pytest.approx(0, abs=1e-6)] * 2 if pairs else [None, None])  # one pair, repeated: no negative
 
 
 def test_same_command_twice_writes_the_same_weights(flags, tmp_path):
@@ -136,10 +141,10 @@ def test_build_model_adds_what_was_asked_for(base_model_path, tokenizer):
     assert (config.causal_adapter, config.pooling, config.projection_head) == (True, "mean", "mlp")
     assert (config.representation_prompt, config.infill_end_token_id) == ("Say:", None)
     for name, parameter in model.named_parameters():
-        added = "lora_" in name or "projection_head" in name
+        added = "_lora." in name or "projection_head" in name
         assert parameter.requires_grad == added
         assert parameter.dtype == (torch.float32 if added else torch.bfloat16)
-    adapted = {name.split(".lora_")[0].split(".")[-1] for name, _ in model.named_parameters() if "lora_" in name}
+    adapted = {name.split("_lora.")[0].split(".")[-1] for name, _ in model.named_parameters() if "_lora." in name}
     assert adapted == {"q_proj", "up_proj"}
 
 
@@ -148,7 +153,7 @@ def test_build_model_goes_on_with_a_magnet_checkpoint(base_model_path, tokenizer
     first = build_model(model_args(base_model_path, lora_r=3, projection_head="linear"), ViewArguments(), tokenizer)
     with torch.no_grad():
         for name, parameter in first.named_parameters():
-            if "lora_B" in name:
+            if "_lora.B" in name:
                 parameter.normal_()
     first.save_pretrained(tmp_path)
     again = build_model(model_args(tmp_path, lora_r=16), ViewArguments(), tokenizer)
@@ -157,7 +162,7 @@ def test_build_model_goes_on_with_a_magnet_checkpoint(base_model_path, tokenizer
     assert weights.keys() == first.state_dict().keys()
     assert all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
     trained = {name for name, parameter in again.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name in weights if "lora_" in name or "projection_head" in name}
+    assert trained == {name for name in weights if "_lora." in name or "projection_head" in name}
 
 
 @pytest.mark.parametrize("before", [{"gap_layout": "exact"}, {"gap_layout": "mixed", "free_offset": 32}])
@@ -198,8 +203,7 @@ def test_check_lengths(tiny_magnet, layout, length, fits):
     config = tiny_magnet(max_position_embeddings=64).config
     arguments = (
         config,
-        DataArguments(train_file="t.txt", max_length=length),
-        ViewArguments(gap_layout=layout, free_offset=10),
+        ViewArguments(max_length=length, gap_layout=layout, free_offset=10),
     )
     if fits:
         check_lengths(*arguments)

@@ -17,7 +17,7 @@ from sentence_transformers import (
 from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_magnet.export import save_checkpoint
+from magnet_hub.save import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["Tom", "Mina", "Jorge", "Elif", "Sam", "Ada", "Kim", "Lee"]

@@ -8,8 +8,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_magnet.export import save_checkpoint
-from modeling_magnet.sentence_transformer import INSTRUCTIONS
+from magnet_hub.save import save_checkpoint
+from magnet_hub.sentence_transformer import INSTRUCTIONS
 
 TEXTS = [
     "",

@@ -25,12 +25,12 @@ sys.path.append(str(SPACE))  # a Space's files import each other as a script's d
 
 import attending  # noqa: E402
 import embedding  # noqa: E402
+import filling  # noqa: E402
 import generating  # noqa: E402
-import infilling  # noqa: E402
 import words  # noqa: E402
 from checkpoint import Checkpoint, check_text, load, model_name_or_path  # noqa: E402
 
-from modeling_magnet import MagnetLlamaForCausalLM  # noqa: E402
+from modeling_magnet import FAMILIES, MagnetLlamaForCausalLM  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_pieces_are_the_text(text):
     "text", ["a <|gap|> b", "\\<|gap|> a", "\\\\<|gap:x|> b", "\\\\\\<|gap|> b", "a<|gap|>b<|gap|>"]
 )
 def test_pieces_find_the_gaps_that_infill_finds(text, checkpoint):
-    parts = checkpoint.module("gaps_magnet").split_at_gaps(text, "<|gap|>")
+    parts = checkpoint.module("infilling_magnet").split_at_gaps(text, "<|gap|>")
     gaps = sum(not isinstance(part, str) for part in parts)
     assert sum(piece["marker"] for piece in words.read_pieces(text)) == gaps
 
@@ -95,33 +95,31 @@ def test_clicked_neighbours_are_one_gap_and_come_back():
 
 
 def test_alternatives_are_distinct_scored_and_repeatable(checkpoint):
-    length = infilling.gap_length("range", 0, 3, 12)
-    decoding = infilling.decoding_arguments("sampling", 4, 0.8, 0.95)
+    length = filling.gap_length("range", 0, 3, 12)
+    decoding = filling.decoding_arguments("sampling", 4, 0.8, 0.95)
     before = torch.get_rng_state()
-    found = infilling.alternatives(checkpoint, STORY, length, decoding, seed=3)
+    found = filling.alternatives(checkpoint, STORY, length, decoding, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
-    assert infilling.alternatives(checkpoint, STORY, length, decoding, seed=3) == found
+    assert filling.alternatives(checkpoint, STORY, length, decoding, seed=3) == found
     assert 2 <= len({one["text"] for one in found}) == len(found) <= 4
     scores = [one["score"] for one in found]
     assert scores == sorted(scores, reverse=True)
     best = found[0]
-    assert "".join(text for text, _ in infilling.highlighted_fills(best)) == best["text"]
-    assert infilling.highlighted_fills(best)[1] == (best["gaps"][0]["text"], "gap 1")
-    assert infilling.label(best).startswith(f"{best['score']:.2f}") and best["gaps"][0]["text"] in infilling.label(
-        best
-    )
+    assert "".join(text for text, _ in filling.highlighted_fills(best)) == best["text"]
+    assert filling.highlighted_fills(best)[1] == (best["gaps"][0]["text"], "gap 1")
+    assert filling.label(best).startswith(f"{best['score']:.2f}") and best["gaps"][0]["text"] in filling.label(best)
 
 
 def test_tokens_have_their_probabilities(checkpoint):
-    found = infilling.alternatives(checkpoint, STORY, infilling.gap_length("exact", 6, 0, 0), {})
+    found = filling.alternatives(checkpoint, STORY, filling.gap_length("exact", 6, 0, 0), {})
     tokens = found[0]["gaps"][0]["tokens"]
     assert len(found) == 1 and len(tokens) == 6
-    rows = infilling.token_table(found[0])
+    rows = filling.token_table(found[0])
     assert [row[2] for row in rows] == [round(100 * math.exp(logprob), 1) for _, logprob in tokens]
-    shown = infilling.highlighted_tokens(found[0])
+    shown = filling.highlighted_tokens(found[0])
     assert "".join(text for text, _ in shown).strip() == found[0]["gaps"][0]["text"].strip()
-    assert {name for _, name in shown} <= set(infilling.CLASSES)
-    assert [infilling.probability_class(math.log(p)) for p in (0.9, 0.5, 0.2, 0.02, 1e-9)] == [
+    assert {name for _, name in shown} <= set(filling.CLASSES)
+    assert [filling.probability_class(math.log(p)) for p in (0.9, 0.5, 0.2, 0.02, 1e-9)] == [
         "p ≥ 0.5",
         "p ≥ 0.5",
         "0.1 – 0.5",
@@ -132,16 +130,16 @@ def test_tokens_have_their_probabilities(checkpoint):
 
 def test_two_gaps_with_names_by_beams(checkpoint):
     story = "Anna found a <|gap:what|> in the garden. <|gap|> Her mother laughed."
-    decoding = infilling.decoding_arguments("beam search", 2, 0, 0)
-    found = infilling.alternatives(checkpoint, story, infilling.gap_length("auto", 0, 0, 8), decoding)
-    labels = [name for _, name in infilling.highlighted_fills(found[0]) if name]
-    assert labels == ["what", "gap 2"] and "⋯" in infilling.label(found[0])
-    assert "**what** ends by" in infilling.summary(found[0])
+    decoding = filling.decoding_arguments("beam search", 2, 0, 0)
+    found = filling.alternatives(checkpoint, story, filling.gap_length("auto", 0, 0, 8), decoding)
+    labels = [name for _, name in filling.highlighted_fills(found[0]) if name]
+    assert labels == ["what", "gap 2"] and "⋯" in filling.label(found[0])
+    assert "**what** ends by" in filling.summary(found[0])
 
 
 def test_a_part_of_a_character_is_shown_as_the_vocabulary_has_it(tokenizer):
     ids = tokenizer("🍕", add_special_tokens=False)["input_ids"]
-    assert len(ids) > 1 and not any("\ufffd" in text or not text for text in infilling.token_texts(ids, tokenizer))
+    assert len(ids) > 1 and not any("\ufffd" in text or not text for text in filling.token_texts(ids, tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -160,9 +158,18 @@ def test_a_part_of_a_character_is_shown_as_the_vocabulary_has_it(tokenizer):
 )
 def test_what_cannot_be_filled_is_said(text, message, checkpoint):
     with pytest.raises(ValueError, match=message):
-        infilling.alternatives(checkpoint, text, {"length": "auto"}, {})
+        filling.alternatives(checkpoint, text, {"length": "auto"}, {})
     with pytest.raises(ValueError, match="fewest=9"):
-        infilling.gap_length("range", 0, 9, 3)
+        filling.gap_length("range", 0, 9, 3)
+
+
+def test_no_longer_gap_is_offered_than_the_model_can_end(checkpoint):
+    longest = filling.longest_gap(checkpoint)
+    assert longest == max(checkpoint.model.config.infill_free_offsets) == 64
+    length = filling.gap_length("auto", 0, 0, longest)
+    assert len(filling.alternatives(checkpoint, STORY, length, {})) == 1
+    with pytest.raises(ValueError, match="at most 64"):
+        filling.alternatives(checkpoint, STORY, filling.gap_length("auto", 0, 0, longest + 1), {})
 
 
 # ------------------------------------------------------------------------------------------- embed, generate, attend
@@ -201,7 +208,7 @@ def test_causal_mode_is_the_base_and_the_adapter_is_not(temperature, checkpoint)
     assert [row[2] for row in generating.measures(results)] == ["bit for bit", "bit for bit", "no"]
 
 
-def test_the_views_are_stock_llama_and_share_the_weights(checkpoint, base_model_path):
+def test_the_base_is_a_stock_class_and_all_views_share_the_weights(checkpoint):
     views = generating.models(checkpoint)
     assert type(views[generating.BASE]).__module__.startswith("transformers.models.llama")
     weight = checkpoint.model.lm_head.weight.data_ptr()
@@ -209,6 +216,23 @@ def test_the_views_are_stock_llama_and_share_the_weights(checkpoint, base_model_
     assert checkpoint.model.config.causal_adapter is False
     with pytest.raises(ValueError, match="room for"):
         generating.compare(checkpoint, "word " * 600, 8)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+def test_causal_mode_of_another_family_is_its_stock_class(family, tokenizer):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"vocab_size": 4096, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    adapter = {"r": 2, "alpha": 4, "target_modules": ["q_proj", "down_proj"]}
+    torch.manual_seed(0)
+    config = FAMILIES[family].config_class(**sizes, **tokens, num_key_value_heads=2, head_dim=8, adapter=adapter)
+    model = FAMILIES[family](config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("_lora.B"):
+            torch.nn.init.normal_(parameter)
+    checkpoint = Checkpoint(model, tokenizer, family)
+    results = generating.compare(checkpoint, "One day, a little girl", 4)
+    assert generating.models(checkpoint)[generating.BASE].config.model_type == family
+    assert results[generating.CAUSAL] == results[generating.BASE] and not results[generating.ADAPTED]["equal"]
 
 
 def test_masks_follow_the_rule(checkpoint):

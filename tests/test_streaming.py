@@ -19,11 +19,12 @@ from training import magnet
 from transformers import TrainerState
 
 from magnet_train import streaming
-from magnet_train.arguments import DataArguments, MagnetTrainingArguments, ViewArguments
+from magnet_train.arguments import MagnetTrainingArguments, ViewArguments
 from magnet_train.blocks import tokenize_documents
 from magnet_train.data import MagnetCollator, stream
 from magnet_train.reading import load_texts
 from magnet_train.run import main
+from magnet_train.sentences import PairDeck
 from magnet_train.streaming import BlockStream, Position, StreamedDataset, source_fingerprint
 from magnet_train.trainer import MagnetTrainer
 from magnet_train.views import SpecialTokens
@@ -66,7 +67,7 @@ def make_stream(source, tokenizer):
 def make_dataset(make_stream):
     def make_dataset(batch_rows=4, pairs=PAIRS, pairs_per_row=2, seed=0, stream=None, **view):
         stream = stream or make_stream(seed=seed)
-        return StreamedDataset(stream, pairs, ViewArguments(**view), TOKENS, pairs_per_row, seed, batch_rows)
+        return StreamedDataset(stream, PairDeck(pairs, seed), ViewArguments(**view), TOKENS, pairs_per_row, seed, batch_rows)
 
     return make_dataset
 
@@ -182,7 +183,7 @@ def test_fingerprint_of_a_source(source, tmp_path):
 def test_views_and_pairs_are_a_function_of_seed_and_row(make_dataset):
     rows = take(make_dataset(), 20)
     assert [row["row"] for row in rows] == list(range(20))
-    dealt = [pair for row in rows for pair in row["pair_ids"]]
+    dealt = [pair.row for row in rows for pair in row["pairs"]]
     turns = [dealt[i : i + len(PAIRS)] for i in range(0, 35, len(PAIRS))]
     assert all(sorted(turn) == list(range(len(PAIRS))) for turn in turns)
     assert len({tuple(turn) for turn in turns}) > 1  # each pass over the pairs in an order of its own
@@ -203,7 +204,7 @@ def batches_of(dataset, n, workers=0, processes=1):
         for rank in range(processes)
     ]
     loaders = [
-        DataLoader(shard, batch_size=4, num_workers=workers, collate_fn=MagnetCollator(PAIRS, 0)) for shard in shards
+        DataLoader(shard, batch_size=4, num_workers=workers, collate_fn=MagnetCollator(0)) for shard in shards
     ]
     return [batch for step in zip(*(take(loader, n // processes) for loader in loaders)) for batch in step]
 
@@ -272,14 +273,14 @@ def train(source, tokenizer, tmp_path):
             save_total_limit=None,
             dataloader_num_workers=workers,
         )
-        data_args = DataArguments(train_file=source, max_length=MAX_LENGTH, shuffle_window=6, streaming=True)
-        dataset, callbacks = stream(tokenizer, data_args, args, (PAIRS, ViewArguments(span_max=8), TOKENS, 2, 0))
-        model = magnet(llama=build_llama("sdpa", vocab_size=4096))
+        blocks = BlockStream(source, "text", tokenizer, MAX_LENGTH, 6, args.seed)
+        dataset, callbacks = stream(blocks, args, PairDeck(PAIRS, 0), ViewArguments(span_max=8), TOKENS, 2, 0)
+        model = magnet(base=build_llama("sdpa", vocab_size=4096))
         trainer = MagnetTrainer(
             model=model,
             args=args,
             train_dataset=dataset,
-            data_collator=MagnetCollator(PAIRS, 0),
+            data_collator=MagnetCollator(0),
             callbacks=callbacks,
         )
         trainer.train(resume_from_checkpoint=resume)

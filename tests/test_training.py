@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from training import (
+    HELD_OUT,
     PAD,
     PAIRS,
     VIEW,
@@ -16,6 +17,7 @@ from training import (
     log_of,
     magnet,
     make_trainer,
+    sscl_by_hand,
     texts,
     token_losses_by_hand,
 )
@@ -24,7 +26,7 @@ from transformers import TrainerState
 from magnet_train.curves import CurvesCallback
 from magnet_train.data import MagnetCollator, Text
 from magnet_train.trainer import EpochCallback
-from magnet_train.views import IGNORE
+from magnet_train.views import IGNORE, SpecialTokens
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_only_adapter_and_projection_head_change(make):
     before = copy.deepcopy(model.state_dict())
     make(model, max_steps=3, learning_rate=1e-2, weight_decay=0.1).train()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {name for name in before if "lora_" in name or "projection_head" in name}
+    assert changed == {name for name in before if "_lora." in name or "projection_head" in name}
     assert len(changed) == 3 * 4 * 2 + 4
 
 
@@ -138,8 +140,8 @@ def test_the_data_set_learns_its_epoch_among_processes_too(make):
 @pytest.mark.parametrize(
     ("objective", "broken", "view"),
     [
-        ("mntp", "lora_A", VIEW),
-        ("msg", "lora_A", VIEW | {"clean_context_ratio": 1.0}),
+        ("mntp", "_lora.A", VIEW),
+        ("msg", "_lora.A", VIEW | {"clean_context_ratio": 1.0}),
         ("sscl", "projection_head", VIEW),
     ],
 )
@@ -154,6 +156,34 @@ def test_a_loss_that_is_not_finite_stops_the_run(make, objective, broken, view):
         trainer.train()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def in_float16(model, scale=1.0):
+    """What `dtype: float16` loads, with logits `scale` times as large; what is trained stays in float32."""
+    with torch.no_grad():
+        model.lm_head.weight *= scale
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.half()
+    return model
+
+
+def test_logits_whose_sum_overflows_leave_the_loss_as_it_is(make):
+    """In float16 anything above 65,504 is infinite: the sum of all logits was, and 0 times it the loss."""
+    trainer = make(in_float16(magnet("none"), scale=300.0), pairs=[], learning_rate=0)
+    logits = []
+    trainer.model.lm_head.register_forward_hook(lambda module, args, output: logits.append(output.detach()))
+    trainer.train()
+    assert logits[0].dtype == torch.float16 and logits[0].isfinite().all() and logits[0].abs().sum() > 65504
+    (line,) = log_of(trainer)
+    assert line["loss"] == pytest.approx(line["loss_mntp"] + line["loss_msg"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("objective", "clean"), [("mntp", 0.0), ("msg", 1.0)])
+def test_a_loss_that_is_not_finite_stops_a_run_in_float16_too(make, objective, clean):
+    trainer = make(in_float16(magnet("none"), scale=1e5), pairs=[], view=VIEW | {"clean_context_ratio": clean})
+    with pytest.raises(FloatingPointError, match=f"loss_{objective} is (nan|inf) at step 0"):
+        trainer.train()
 
 
 # ------------------------------------------------------------------------------------------------- log and evaluation
@@ -198,16 +228,46 @@ def test_evaluation_takes_every_row(make, rows):
     model = magnet()
     trainer = make(model, eval_rows=texts(rows, seed=9), per_device_eval_batch_size=8)
     metrics = trainer.evaluate()
-    batch = MagnetCollator(PAIRS, PAD)([trainer.eval_dataset[i] for i in range(rows)])
+    items = [trainer.eval_dataset[i] for i in range(rows)]
     with torch.no_grad():
-        expected = token_losses_by_hand(model, [batch])
+        expected = token_losses_by_hand(model, [MagnetCollator(PAD)(items)])
     for name, value in expected.items():
         assert metrics[f"eval_loss_{name}"] == pytest.approx(value.item(), rel=1e-5)
         assert 0 <= metrics[f"eval_accuracy_{name}"] <= 1
-    assert metrics["eval_loss_sscl"] > 0
     assert not any(key.startswith("lambda") for key in metrics)
     assert trainer.args.dataloader_drop_last  # training still drops its last batch
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_held_out_pairs_are_measured_and_those_of_training_are_not(make):
+    """An evaluation batch has the pairs of its rows as negatives of each other; all are held out."""
+    model = magnet()
+    trainer = make(model, eval_rows=texts(6, seed=9), per_device_eval_batch_size=3)
+    metrics = trainer.evaluate()
+    halves = [MagnetCollator(PAD)([trainer.eval_dataset[i] for i in rows]) for rows in (range(3), range(3, 6))]
+    sentences = {tuple(ids[ids != PAD].tolist()) for batch in halves for ids in batch["pair_input_ids"]}
+    assert sentences == {tuple(ids) for pair in HELD_OUT for ids in pair}
+    with torch.no_grad():
+        by_hand = [sscl_by_hand(model, [batch]).item() for batch in halves]
+    assert metrics["eval_loss_sscl"] == pytest.approx(np.mean(by_hand), rel=1e-5)
+    assert abs(by_hand[0] - by_hand[1]) > 1e-3
+
+    without = make(model, eval_rows=texts(6, seed=9), eval_pairs=[]).evaluate()
+    assert without["eval_loss_mntp"] == pytest.approx(metrics["eval_loss_mntp"], rel=1e-5)
+    assert not {"eval_loss_sscl", "eval_accuracy_sscl"} & set(without)
+
+
+def test_a_broken_held_out_pair_is_named(make):
+    model = magnet()
+    trainer = make(model, eval_rows=texts(6, seed=9), lambda_mntp=0, lambda_msg=0)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[84] = float("nan")
+    trainer.eval_dataset.pairs.origins = [f"held_out.jsonl:{number}" for number in range(1, 8)]
+    for text in trainer.eval_dataset.texts:
+        text.ids[text.ids == 84] = 11
+    trainer.eval_dataset.tokens = SpecialTokens(1, 4, 2, np.arange(10, 80))
+    with pytest.raises(FloatingPointError, match="loss_sscl is nan at step 0, in held_out.jsonl:5:"):
+        trainer.evaluate()
 
 
 def test_evaluation_does_not_change_the_training(make):

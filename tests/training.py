@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
-from conftest import build_magnet
+from families import build_magnet
 from transformers import TrainerCallback
 
 from magnet_train.arguments import MagnetTrainingArguments, ViewArguments
 from magnet_train.data import MagnetCollator, MagnetDataset, Text
+from magnet_train.model import is_trained
+from magnet_train.sentences import PairDeck
 from magnet_train.trainer import MagnetTrainer
 from magnet_train.views import IGNORE, SpecialTokens
 
@@ -15,6 +17,7 @@ PAD = 3
 VIEW = {"gap_layout": "mixed", "free_offset": 16, "span_max": 8}
 PAIRS = [([1, 10 + i, 30 + i, 2], [1, 30 + i, 50, 10 + i, 2]) for i in range(16)]
 PAIRS[1] = (PAIRS[0][0], [1, 60, 61, 2])  # the first sentence once more, with another paraphrase
+HELD_OUT = [([1, 70 + i, 2], [1, 80 + i, 90, 2]) for i in range(7)]
 
 
 def texts(n, seed=0):
@@ -44,18 +47,26 @@ class RecordingCollator(MagnetCollator):
         return self.batches[-1]
 
 
-def magnet(projection_head="linear", **settings):
+def magnet(projection_head="linear", family="llama", **settings):
     """A tiny model as `build_model` hands it over: only adapter and projection head train."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_magnet("sdpa", mask_token_id=4, projection_head=projection_head, **settings)
+        model = build_magnet(family, "sdpa", mask_token_id=4, projection_head=projection_head, **settings)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or "projection_head" in name)
+        parameter.requires_grad_(is_trained(name))
     return model
 
 
 def make_trainer(
-    output_dir, model=None, rows=None, eval_rows=None, pairs=PAIRS, view=VIEW, callbacks=(), **training
+    output_dir,
+    model=None,
+    rows=None,
+    eval_rows=None,
+    pairs=PAIRS,
+    eval_pairs=HELD_OUT,
+    view=VIEW,
+    callbacks=(),
+    **training,
 ) -> MagnetTrainer:
     """One step over 8 rows of 2 pairs each with all three objectives, unless told otherwise."""
     rows = texts(8) if rows is None else rows
@@ -74,15 +85,16 @@ def make_trainer(
     }
     args = MagnetTrainingArguments(**settings | training)
 
-    def dataset(rows):
-        return MagnetDataset(rows, pairs, ViewArguments(**view), TOKENS, args.pairs_per_row, args.seed)
+    def dataset(rows, pairs):
+        deck = PairDeck(pairs, args.seed)
+        return MagnetDataset(rows, deck, ViewArguments(**view), TOKENS, args.pairs_per_row, args.seed)
 
     return MagnetTrainer(
         model=magnet() if model is None else model,
         args=args,
-        train_dataset=dataset(rows),
-        eval_dataset=None if eval_rows is None else dataset(eval_rows),
-        data_collator=RecordingCollator(pairs, PAD),
+        train_dataset=dataset(rows, pairs),
+        eval_dataset=None if eval_rows is None else dataset(eval_rows, eval_pairs),
+        data_collator=RecordingCollator(PAD),
         callbacks=list(callbacks),
     )
 

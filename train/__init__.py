@@ -1,1 +1,17 @@
 """Joint training of MNTP, SSCL and MSG (section 3.2). Imported as `magnet_train`."""
+
+import importlib
+
+# imported when asked for: `magnet train --help` need not wait for torch
+_MODULES = {
+    "MagnetTrainer": "trainer",
+    "MagnetTrainingArguments": "arguments",
+    "ViewArguments": "arguments",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

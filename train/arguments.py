@@ -56,7 +56,8 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
         if self.lambda_sscl > 0 and self.per_device_pair_batch_size % self.per_device_train_batch_size:
             raise ValueError(
                 f"per_device_pair_batch_size={self.per_device_pair_batch_size}: must be a multiple of "
-                f"per_device_train_batch_size={self.per_device_train_batch_size}, so that each text row carries its pairs."
+                f"per_device_train_batch_size={self.per_device_train_batch_size}, so that each text row carries its pairs. "
+                "Change one of them, or set lambda_sscl=0."
             )
 
     def _check_steps(self):
@@ -89,6 +90,10 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
                 f"activation_checkpointing_kwargs={kwargs}: reentrant checkpointing gives wrong gradients with LoRA in several "
                 "processes. Leave use_reentrant out."
             )
+
+    def __getstate__(self) -> dict:
+        """What the Trainer pickles into every checkpoint (`training_args.bin`): all but the token, which is a secret."""
+        return self.__dict__ | {"hub_token": None}
 
     @property
     def pairs_per_row(self) -> int:

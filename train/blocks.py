@@ -16,7 +16,7 @@ SHORTEST_ROW = 8  # tokens; a shorter rest of a text has no room for a span and 
 
 @dataclass(slots=True)
 class Text:
-    """A block of a text: token ids without [BOS], and where sentences start; both of shape (n,)."""
+    """A block of a text: token ids without the one that opens a row, and where sentences start; both of shape (n,)."""
 
     ids: np.ndarray
     sentence_starts: np.ndarray
@@ -66,12 +66,17 @@ def _cut(ids, sentence_starts, origin, size) -> list[Text]:
     return [piece for piece in pieces if len(piece.ids) >= SHORTEST_ROW]
 
 
-def tokenize_sentences(sentences: list[str], tokenizer, prompt: str, max_length: int) -> list[list[int]]:
-    """[BOS] prompt sentence [EOS]; a sentence that is too long loses its end, never its [EOS], and is counted."""
-    found, room = [], max_length - 2
+def tokenize_sentences(
+    sentences: list[str], tokenizer, prompt: str, max_length: int, start: list[int]
+) -> list[list[int]]:
+    """
+    start prompt sentence [EOS], as `encode()` reads a sentence; `start` is [BOS] or nothing. A sentence that is too long
+    loses its end, never its [EOS], and is counted.
+    """
+    found, room = [], max_length - len(start) - 1
     for first in tqdm(range(0, len(sentences), 1000), desc="tokenize", unit="k sentences", leave=False):
         batch = [f"{prompt} {text}" if prompt else text for text in sentences[first : first + 1000]]
         found += tokenizer(batch, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     if too_long := sum(len(ids) > room for ids in found):
         logger.warning("%d of %d sentences exceed pair_max_length=%d and were cut.", too_long, len(found), max_length)
-    return [[tokenizer.bos_token_id, *ids[:room], tokenizer.eos_token_id] for ids in found]
+    return [[*start, *ids[:room], tokenizer.eos_token_id] for ids in found]

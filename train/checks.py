@@ -20,13 +20,22 @@ def check_arguments(
     Raises:
         `ValueError` naming the parameters, the reason and the fix.
     """
-    _check_objectives(view_args, training_args)
+    check_training(model_args.causal_adapter, view_args, training_args)
     _check_contrastive(data_args, training_args)
-    _check_kl(model_args, view_args, training_args)
-    _check_data(data_args, view_args, training_args)
-    _check_processes(training_args)
+    _check_data(data_args, training_args)
     _check_reports(training_args)
-    _warn(data_args, training_args)
+    if training_args.lambda_sscl > 0:
+        warn_of_late_pairs(training_args)
+    if data_args.eval_file and training_args.eval_strategy == "no":
+        logger.warning("eval_file=%s: not measured while training. Set eval_strategy=steps.", data_args.eval_file)
+
+
+def check_training(causal_adapter: bool, view_args: ViewArguments, training_args: MagnetTrainingArguments) -> None:
+    """The part that holds for a [`MagnetTrainer`] made in Python too; raises `ValueError` like [`check_arguments`]."""
+    _check_objectives(view_args, training_args)
+    _check_kl(causal_adapter, view_args, training_args)
+    _check_spans(view_args)
+    _check_processes(training_args)
 
 
 def _check_objectives(view_args, training_args):
@@ -61,10 +70,10 @@ def _check_contrastive(data_args, training_args):
         )
 
 
-def _check_kl(model_args, view_args, training_args):
+def _check_kl(causal_adapter, view_args, training_args):
     if training_args.lambda_kl == 0:
         return
-    if not model_args.causal_adapter:
+    if not causal_adapter:
         raise ValueError(
             f"lambda_kl={training_args.lambda_kl}: with causal_adapter=False causal mode is the base already. "
             "Set lambda_kl=0, or causal_adapter=True."
@@ -76,17 +85,25 @@ def _check_kl(model_args, view_args, training_args):
         )
 
 
-def _check_data(data_args, view_args, training_args):
-    if view_args.max_spans > 0 and view_args.span_max >= data_args.max_length:
+def _check_spans(view_args):
+    if view_args.max_spans > 0 and view_args.span_max >= view_args.max_length:
         raise ValueError(
-            f"span_max={view_args.span_max}: must be below max_length={data_args.max_length}, a row needs context. "
+            f"span_max={view_args.span_max}: must be below max_length={view_args.max_length}, a row needs context. "
             "Lower span_max or raise max_length."
         )
+
+
+def _check_data(data_args, training_args):
     if data_args.streaming and training_args.max_steps <= 0:
         raise ValueError(f"max_steps={training_args.max_steps}: streaming=True has no epochs to count. Set max_steps.")
     if training_args.eval_strategy != "no" and not data_args.eval_file:
         raise ValueError(
             f"eval_strategy='{training_args.eval_strategy.value}': there is nothing to evaluate. Set eval_file."
+        )
+    if data_args.eval_pairs_file and not data_args.eval_file:
+        raise ValueError(
+            f"eval_pairs_file={data_args.eval_pairs_file!r}: held-out pairs come with the rows of held-out texts. Set "
+            "eval_file."
         )
 
 
@@ -115,18 +132,32 @@ def _check_processes(training_args):
         )
 
 
+def refuse_data_parallel(training_args: MagnetTrainingArguments) -> None:
+    """
+    The Trainer wraps a model in `nn.DataParallel` where a process has several GPUs. Its threads do not inherit the gate
+    of the adapter, which is a thread's own: the causal pass of the KL term, for one, would not be the base's.
+
+    Raises:
+        `ValueError` that tells how to start instead.
+    """
+    if training_args.n_gpu > 1:
+        raise ValueError(
+            f"{training_args.n_gpu} GPUs in one process would be trained by nn.DataParallel, which MAGNET does not support. "
+            f"Start one process a GPU: torchrun --nproc_per_node {training_args.n_gpu}, or accelerate launch."
+        )
+
+
 def _check_reports(training_args):
     for name in ("trackio", "tensorboard", "wandb"):
         if name in training_args.report_to and importlib.util.find_spec(name) is None:
             raise ValueError(f"report_to={training_args.report_to}: {name} is not installed. pip install {name}")
 
 
-def _warn(data_args, training_args):
-    if training_args.lambda_sscl > 0 and 0 < training_args.max_steps <= training_args.sscl_start_step:
+def warn_of_late_pairs(training_args: MagnetTrainingArguments) -> None:
+    """Warns where the pairs of a run would never be trained on."""
+    if 0 < training_args.max_steps <= training_args.sscl_start_step:
         logger.warning(
             "sscl_start_step=%g: not reached in max_steps=%d steps, so SSCL is never trained.",
             training_args.sscl_start_step,
             training_args.max_steps,
         )
-    if data_args.eval_file and training_args.eval_strategy == "no":
-        logger.warning("eval_file=%s: not measured while training. Set eval_strategy=steps.", data_args.eval_file)

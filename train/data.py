@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
+
+from modeling_magnet.encoding_magnet import padded, start_ids
 
 from .blocks import Text, tokenize_sentences, tokenize_texts
 from .checks import check_pairs
 from .reading import Document, load_texts
-from .sentences import Pair, PairOrder, count_pairs, fold, group_pairs, identical_pairs, load_pairs, long_sentences
+from .sentences import Pair, PairDeck, count_pairs, fold, identical_pairs, load_pairs, long_sentences
 from .streaming import BlockStream, StreamCallback, StreamedDataset, source_fingerprint
 from .views import IGNORE, SpecialTokens, sample_view, special_tokens
 
@@ -28,6 +29,8 @@ ALARMS = {  # a count, what it is a share of, the share from which it is a warni
     "texts too short": ("texts", 0.2, "a text of fewer than 8 tokens makes no row"),
     "rows too short for a span": ("rows", 0.2, "MSG trains on no such row; lower span_min"),
     "held-out texts found in training": ("held-out texts", 0.0, "the evaluation is not of unseen text"),
+    "held-out pairs found in training": ("held-out pairs", 0.0, "eval_loss_sscl is not of unseen sentences"),
+    "held-out pairs left out": ("held-out pairs", 0.0, "a held-out row brings as many as a row of training"),
 }
 
 
@@ -37,10 +40,11 @@ class MagnetDataset(torch.utils.data.Dataset):
     run sees what the undisturbed one saw, however many workers or processes there are.
     """
 
-    def __init__(self, texts: list[Text], pairs, view_settings, tokens: SpecialTokens, pairs_per_row: int, seed: int):
+    def __init__(
+        self, texts: list[Text], pairs: PairDeck, view_settings, tokens: SpecialTokens, pairs_per_row: int, seed: int
+    ):
         self.texts, self.pairs, self.view_settings, self.tokens = texts, pairs, view_settings, tokens
-        self.pairs_per_row, self.seed = pairs_per_row if pairs else 0, seed
-        self._pair_order = PairOrder(len(pairs), seed)
+        self.pairs_per_row, self.seed = pairs_per_row if len(pairs) else 0, seed
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that outlive an epoch see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -58,9 +62,8 @@ class MagnetDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, epoch, index))
         text = self.texts[index]
         view = sample_view(text.ids, text.sentence_starts, self.view_settings, self.tokens, rng)
-        slots = range(index * self.pairs_per_row, (index + 1) * self.pairs_per_row)
-        pair_ids = [int(self._pair_order.of(epoch)[slot % len(self.pairs)]) for slot in slots]
-        return {"view": view, "pair_ids": pair_ids, "row": index}
+        places = range(index * self.pairs_per_row, (index + 1) * self.pairs_per_row)
+        return {"view": view, "pairs": [self.pairs.deal(epoch, place) for place in places], "row": index}
 
     def origin(self, row: int) -> str:
         """Where a row's text stands: "texts.txt:17"."""
@@ -75,40 +78,36 @@ class MagnetCollator:
     share a text and so are no negatives of each other.
     """
 
-    def __init__(self, pairs: list[tuple[list[int], list[int]]], pad_token_id: int, pair_origins: list[str] = ()):
-        self.pairs, self.pad_token_id, self.pair_origins = pairs, pad_token_id, pair_origins
-        self._groups = group_pairs([(tuple(anchor), tuple(positive)) for anchor, positive in pairs])
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        views = [item["view"] for item in items]
-        batch = {
-            "input_ids": _pad([view.input_ids for view in views], self.pad_token_id),
-            "attention_mask": _pad([np.ones(len(view.input_ids), dtype=np.int64) for view in views], 0),
-            "position_ids": _pad([view.position_ids for view in views], 0),
-            "span_ids": _pad([view.span_ids for view in views], 0),
-            "mntp_labels": _pad([view.mntp_labels for view in views], IGNORE),
-            "msg_labels": _pad([view.msg_labels for view in views], IGNORE),
-            "text_rows": torch.tensor([item["row"] for item in items]),
-        }
-        rows = [pair for item in items for pair in item["pair_ids"]]
-        if rows:
-            sentences = [self.pairs[i][0] for i in rows] + [self.pairs[i][1] for i in rows]
-            batch["pair_rows"] = torch.tensor(rows)
-            batch["pair_ids"] = torch.tensor([self._groups[i] for i in rows])
-            batch["pair_input_ids"] = _pad(sentences, self.pad_token_id)
-            batch["pair_attention_mask"] = _pad([[1] * len(ids) for ids in sentences], 0)
+        padding = {"input_ids": self.pad_token_id, "position_ids": 0, "span_ids": 0}
+        padding |= {"mntp_labels": IGNORE, "msg_labels": IGNORE}
+        batch = {"text_rows": torch.tensor([item["row"] for item in items])}
+        for name, value in padding.items():
+            batch[name], mask = padded([getattr(item["view"], name) for item in items], value=value)
+        batch["attention_mask"] = mask
+        pairs = [pair for item in items for pair in item["pairs"]]
+        if pairs:
+            sentences = [pair.anchor for pair in pairs] + [pair.positive for pair in pairs]
+            batch["pair_rows"] = torch.tensor([pair.row for pair in pairs])
+            batch["pair_ids"] = torch.tensor([pair.group for pair in pairs])
+            batch["pair_input_ids"], batch["pair_attention_mask"] = padded(sentences, value=self.pad_token_id)
         return batch
-
-    def pair_origin(self, row: int) -> str:
-        """Where a pair stands: "pairs.jsonl:17"."""
-        return self.pair_origins[row] if self.pair_origins else f"pair {row}"
-
-
-def _pad(rows, value) -> torch.Tensor:
-    return pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 # --------------------------------------------------------------------------------------------------------- a run's data
+
+
+@dataclass
+class Sources:
+    """The texts and sentence pairs of a run as they were read; those held out are only measured."""
+
+    texts: list[Document]
+    pairs: list[Pair] = field(default_factory=list)
+    held_out_texts: list[Document] = field(default_factory=list)
+    held_out_pairs: list[Pair] = field(default_factory=list)
 
 
 @dataclass
@@ -129,29 +128,56 @@ def build_data(config, tokenizer, data_args, view_args, training_args) -> Traini
     def load(source):
         return load_texts(source, data_args.text_column, data_args.on_bad) if source else []
 
-    documents, held_out = load(None if data_args.streaming else data_args.train_file), load(data_args.eval_file)
-    sentences = read_pairs(data_args, training_args, documents)
-    pairs = tokenize_pairs(sentences, tokenizer, config.representation_prompt, data_args.pair_max_length)
-    settings = active_views(view_args, training_args)
-    parts = (pairs, settings, special_tokens(config, tokenizer), training_args.pairs_per_row, training_args.seed)
-    counts = count_pairs(sentences)
-    if data_args.positives == "dropout":
-        del counts["identical pairs"]  # all are, on purpose
+    texts, held_out = load(None if data_args.streaming else data_args.train_file), load(data_args.eval_file)
+    sources = Sources(texts, read_pairs(data_args, training_args, texts), held_out)
+    if training_args.lambda_sscl > 0 and data_args.eval_pairs_file:
+        # both columns, whatever `positives` says: without dropout a sentence equals itself
+        sources.held_out_pairs = load_pairs(data_args.eval_pairs_file, data_args.pair_columns, data_args.on_bad)
+    blocks = None
     if data_args.streaming:
-        train, callbacks = stream(tokenizer, data_args, training_args, parts)
-        fingerprint = source_fingerprint(data_args.train_file)
+        blocks = BlockStream(
+            data_args.train_file,
+            data_args.text_column,
+            tokenizer,
+            view_args.max_length,
+            data_args.shuffle_window,
+            training_args.seed,
+            data_args.on_bad,
+        )
+    return prepare(sources, config, tokenizer, view_args, training_args, blocks)
+
+
+def prepare(sources, config, tokenizer, view_args, training_args, blocks: BlockStream | None = None) -> TrainingData:
+    """Tokenizes what was read and says what is in it; the rows of training come from `blocks` where they are streamed."""
+
+    def deck(pairs):
+        reading = (tokenizer, config.representation_prompt, view_args.pair_max_length, start_ids(config, tokenizer))
+        return PairDeck(tokenize_pairs(pairs, *reading), training_args.seed, [pair.origin for pair in pairs])
+
+    settings = active_views(view_args, training_args)
+    parts = (settings, special_tokens(config, tokenizer), training_args.pairs_per_row, training_args.seed)
+    pairs, held_out_pairs = deck(sources.pairs), deck(sources.held_out_pairs)
+    counts, callbacks = count_pairs(sources.pairs), []
+    if has_own_positives(sources.pairs):
+        del counts["identical pairs"]  # all are, on purpose
+    if blocks is not None:
+        train, callbacks = stream(blocks, training_args, pairs, *parts)
+        fingerprint = source_fingerprint(blocks.source)
     else:
-        texts, callbacks = tokenize_texts(documents, tokenizer, data_args.max_length), []
-        train, fingerprint = MagnetDataset(texts, *parts), hash_ids(text.ids for text in texts)
-        counts |= count_texts(documents, texts, settings) | count_held_out(documents, held_out)
-    report(counts, sentences)
+        texts = tokenize_texts(sources.texts, tokenizer, view_args.max_length)
+        train, fingerprint = MagnetDataset(texts, pairs, *parts), hash_ids(text.ids for text in texts)
+        counts |= count_texts(sources.texts, texts, settings) | count_held_out_texts(sources)
+    held_out = (
+        tokenize_texts(sources.held_out_texts, tokenizer, view_args.max_length) if sources.held_out_texts else []
+    )
+    counts |= count_held_out_pairs(sources, len(held_out) * training_args.pairs_per_row)
+    report(counts, sources.pairs)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    held_out = tokenize_texts(held_out, tokenizer, data_args.max_length) if held_out else None
     return TrainingData(
         train=train,
-        eval=held_out and MagnetDataset(held_out, *parts),
-        collator=MagnetCollator(pairs, pad, [pair.origin for pair in sentences]),
-        fingerprint={"train": fingerprint, "pairs": hash_ids(ids for pair in pairs for ids in pair)},
+        eval=MagnetDataset(held_out, held_out_pairs, *parts) if held_out else None,
+        collator=MagnetCollator(pad),
+        fingerprint={"train": fingerprint, "pairs": hash_ids(ids for pair in pairs.pairs for ids in pair)},
         callbacks=callbacks,
     )
 
@@ -182,28 +208,41 @@ def read_pairs(data_args, training_args, documents: list[Document]) -> list[Pair
     return found
 
 
-def tokenize_pairs(pairs: list[Pair], tokenizer, prompt: str, max_length: int) -> list[tuple[list[int], list[int]]]:
-    anchors = tokenize_sentences([pair.text for pair in pairs], tokenizer, prompt, max_length)
-    if all(pair.positive is pair.text for pair in pairs):  # dropout positives
+def has_own_positives(pairs: list[Pair]) -> bool:
+    """Whether each sentence is its own positive, told apart by dropout."""
+    return bool(pairs) and all(pair.positive is pair.text for pair in pairs)
+
+
+def tokenize_pairs(pairs: list[Pair], *reading) -> list[tuple[list[int], list[int]]]:
+    """Both sides of each pair, read as [`tokenize_sentences`] is told to."""
+    anchors = tokenize_sentences([pair.text for pair in pairs], *reading)
+    if has_own_positives(pairs):
         return list(zip(anchors, anchors))
-    return list(zip(anchors, tokenize_sentences([pair.positive for pair in pairs], tokenizer, prompt, max_length)))
+    return list(zip(anchors, tokenize_sentences([pair.positive for pair in pairs], *reading)))
 
 
-def stream(tokenizer, data_args, training_args, parts) -> tuple[StreamedDataset, list[TrainerCallback]]:
+def stream(blocks: BlockStream, training_args, *parts) -> tuple[StreamedDataset, list[TrainerCallback]]:
     """The streamed data set, and the callback that keeps its position in checkpoints."""
-    blocks = BlockStream(
-        data_args.train_file,
-        data_args.text_column,
-        tokenizer,
-        data_args.max_length,
-        data_args.shuffle_window,
-        training_args.seed,
-        data_args.on_bad,
-    )
     train = StreamedDataset(blocks, *parts, batch_rows=training_args.train_batch_size * training_args.world_size)
     training_args.ignore_data_skip = True  # the stream itself goes on where the checkpoint was
     training_args.accelerator_config.dispatch_batches = False  # batches differ in length; each process reads its own
     return train, [StreamCallback(train)]
+
+
+def check_rows(dataset: MagnetDataset, args) -> None:
+    """
+    Too few rows for one batch would end a run after 0 steps, without an error.
+
+    Raises:
+        `ValueError` naming rows and batch size.
+    """
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(dataset) < batch:
+        processes = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
+        raise ValueError(
+            f"per_device_train_batch_size={args.per_device_train_batch_size}: {len(dataset)} rows fill no batch{processes}, so "
+            "nothing would be trained. Lower it, or give more texts."
+        )
 
 
 # ------------------------------------------------------------------------------------------- counts and fingerprints
@@ -218,13 +257,24 @@ def count_texts(documents, texts: list[Text], settings) -> dict[str, int]:
     return counts | {"rows": len(texts), "rows too short for a span": short if settings.max_spans else 0}
 
 
-def count_held_out(documents, held_out) -> dict[str, int]:
+def count_held_out_texts(sources: Sources) -> dict[str, int]:
     """How many held-out texts are, but for case and spacing, texts of the training data too."""
-    if not held_out:
+    if not sources.held_out_texts:
         return {}
-    seen = {hash(fold(document.text)) for document in documents}  # hashes: the texts themselves would fill memory
-    found = sum(hash(fold(document.text)) in seen for document in held_out)
-    return {"held-out texts": len(held_out), "held-out texts found in training": found}
+    seen = {hash(fold(text.text)) for text in sources.texts}  # hashes: the texts themselves would fill memory
+    found = sum(hash(fold(text.text)) in seen for text in sources.held_out_texts)
+    return {"held-out texts": len(sources.held_out_texts), "held-out texts found in training": found}
+
+
+def count_held_out_pairs(sources: Sources, room: int) -> dict[str, int]:
+    """How many held-out pairs share a sentence with a training pair, and how many the held-out rows have no `room` for."""
+    if not sources.held_out_pairs:
+        return {}
+    seen = {hash(fold(side)) for pair in sources.pairs for side in (pair.text, pair.positive)}
+    found = sum(not seen.isdisjoint(hash(fold(side)) for side in (p.text, p.positive)) for p in sources.held_out_pairs)
+    total = len(sources.held_out_pairs)
+    counts = {"held-out pairs": total, "held-out pairs found in training": found}
+    return counts | {"held-out pairs left out": max(total - room, 0)}
 
 
 def report(counts: dict[str, int], pairs: list[Pair]) -> None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoConfig
 
-from modeling_magnet import MagnetLlamaConfig, MagnetLlamaForCausalLM
+from modeling_magnet import FAMILIES
+from modeling_magnet.configuration_magnet import MagnetFields
 
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
 from .fim import FimMarkers
-from .model import is_trained
-from .simulate import layer_memory
+from .model import family_of, is_trained
+from .simulate import layer_memory, shortened
 from .views import IGNORE, SpecialTokens, sample_view
 
 GIB = 2**30
@@ -30,7 +30,7 @@ FSDP_LAYERS = 2  # gathered at a time: the one that computes and the next
 class Run:
     """What the memory of a run depends on; sizes are per GPU."""
 
-    config: MagnetLlamaConfig
+    config: MagnetFields
     dtype: torch.dtype = torch.bfloat16
     autocast: bool = True
     bits: int = 16  # 4 or 8: quantised
@@ -65,10 +65,10 @@ def run_of(model_args, data_args, view_args, training_args) -> Run:
         autocast=training_args.bf16,
         bits=4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else 16,
         rows=rows,
-        length=data_args.max_length,
-        labelled=labelled_positions(rows, data_args.max_length, view_args),
+        length=view_args.max_length,
+        labelled=labelled_positions(rows, view_args.max_length, view_args),
         pairs=(min(chunk, pairs) if chunk else pairs) if training_args.lambda_sscl > 0 else 0,
-        pair_length=data_args.pair_max_length,
+        pair_length=view_args.pair_max_length,
         checkpointing=training_args.gradient_checkpointing,  # what older releases call it; both are set
         sharding=_sharding(),
         processes=training_args.world_size,
@@ -76,13 +76,11 @@ def run_of(model_args, data_args, view_args, training_args) -> Run:
     )
 
 
-def adapted_config(model_args: ModelArguments) -> MagnetLlamaConfig:
+def adapted_config(model_args: ModelArguments) -> MagnetFields:
     """The base's config with the adapter of the run; a MAGNET checkpoint brings its own."""
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path)
-    if config.model_type == "magnet_llama":
-        return config
-    head = model_args.projection_head
-    return MagnetLlamaConfig.from_llama(config, adapter=model_args.adapter, projection_head=head)
+    family, is_magnet = family_of(model_args.model_name_or_path)
+    settings = {"adapter": model_args.adapter, "projection_head": model_args.projection_head}
+    return family.config_class.from_pretrained(model_args.model_name_or_path, **{} if is_magnet else settings)
 
 
 def labelled_positions(rows: int, length: int, view_args: ViewArguments) -> int:
@@ -148,11 +146,11 @@ def _static(run):
     }
 
 
-def parameter_counts(config: MagnetLlamaConfig) -> tuple[int, int, int, int]:
+def parameter_counts(config: MagnetFields) -> tuple[int, int, int, int]:
     """Parameters of a layer, of all other frozen weights, of a layer's adapter, and of the projection head."""
-    one = MagnetLlamaConfig(**config.to_dict() | {"num_hidden_layers": 1, "dtype": None})
+    one = shortened(config, num_hidden_layers=1)
     with init_empty_weights():
-        model = MagnetLlamaForCausalLM(one)
+        model = FAMILIES[config.base_model_type](one)
     counts = [0, 0, 0, 0]
     for name, parameter in model.named_parameters():  # tied weights come once
         place = (2 if is_trained(name) else 0) + (0 if ".layers." in name else 1)

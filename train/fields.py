@@ -11,13 +11,17 @@ from dataclasses import dataclass, field
 class ModelArguments:
     """The base model and what is added to it."""
 
-    model_name_or_path: str = field(metadata={"help": "Llama or MAGNET checkpoint: a folder or a Hub id."})
+    model_name_or_path: str = field(metadata={"help": "A decoder or MAGNET checkpoint: a folder or a Hub id."})
     dtype: str = field(default="float32", metadata={"help": "Dtype of the base weights; LoRA weights are float32."})
     load_in_8bit: bool = field(default=False, metadata={"help": "Keep the base weights in 8 bits (bitsandbytes)."})
     load_in_4bit: bool = field(
         default=False, metadata={"help": "Keep the base weights in 4 bits, QLoRA (bitsandbytes)."}
     )
     mask_token: str = field(default="_", metadata={"help": "Text whose last token stands for a masked one (MNTP)."})
+    text_start_token: str | None = field(
+        default=None,
+        metadata={"help": "Opens every text, as <|endoftext|>; None: what the tokenizer puts there."},
+    )
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=32, metadata={"help": "LoRA alpha; the update is scaled by alpha / r."})
     lora_target_modules: list[str] = field(
@@ -66,10 +70,9 @@ class DataArguments:
         metadata={"help": "Columns of a sentence and its paraphrase; two lists are paired item by item."},
     )
     eval_file: str | None = field(default=None, metadata={"help": "Held-out texts, read like train_file."})
-    max_length: int = field(
-        default=512, metadata={"help": "Tokens of a text row, with [BOS]; longer texts are cut up."}
+    eval_pairs_file: str | None = field(
+        default=None, metadata={"help": "Held-out pairs for eval_loss_sscl, read like pairs_file."}
     )
-    pair_max_length: int = field(default=128, metadata={"help": "Tokens of a sentence, with prompt, [BOS] and [EOS]."})
     positives: str = field(
         default="column",
         metadata={"help": "column: the paraphrase in pairs_file; dropout: the sentence itself, seen through dropout."},
@@ -89,14 +92,6 @@ class DataArguments:
         check_choice("on_bad", self.on_bad, ("raise", "skip"))
         if len(self.pair_columns) != 2:
             raise ValueError(f"pair_columns={self.pair_columns}: must name two, a sentence's and its paraphrase's.")
-        if self.max_length < 9:  # data.SHORTEST_ROW and [BOS]
-            raise ValueError(
-                f"max_length={self.max_length}: leaves no room for a span and its context. Use 9 or more."
-            )
-        if self.pair_max_length < 3:
-            raise ValueError(
-                f"pair_max_length={self.pair_max_length}: must hold [BOS], a token and [EOS], so 3 or more."
-            )
         check_range("min_words", self.min_words, 0, math.inf)
         if self.shuffle_window < 1:
             raise ValueError(f"shuffle_window={self.shuffle_window}: must be at least 1; 1 keeps the order.")
@@ -104,8 +99,12 @@ class DataArguments:
 
 @dataclass
 class ViewArguments:
-    """How a text becomes a training view (section 3.2, Appendix A)."""
+    """How a text becomes a training view, and how long texts and sentences are (section 3.2, Appendix A)."""
 
+    max_length: int = field(
+        default=512, metadata={"help": "Tokens of a text row, with [BOS]; longer texts are cut up."}
+    )
+    pair_max_length: int = field(default=128, metadata={"help": "Tokens of a sentence, with prompt, [BOS] and [EOS]."})
     mask_ratio: float = field(default=0.2, metadata={"help": "Share of a row's tokens that MNTP masks."})
     mask_share: float = field(default=0.8, metadata={"help": "Share of those replaced by the mask token."})
     random_share: float = field(default=0.1, metadata={"help": "Share of those replaced by a random token."})
@@ -135,6 +134,14 @@ class ViewArguments:
     vary_length: bool = field(default=False, metadata={"help": "Crop rows at random, so that length hides the gap's."})
 
     def __post_init__(self):
+        if self.max_length < 9:  # blocks.SHORTEST_ROW and [BOS]
+            raise ValueError(
+                f"max_length={self.max_length}: leaves no room for a span and its context. Use 9 or more."
+            )
+        if self.pair_max_length < 3:
+            raise ValueError(
+                f"pair_max_length={self.pair_max_length}: must hold [BOS], a token and [EOS], so 3 or more."
+            )
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(
                 f"mask_ratio={self.mask_ratio}: must be 0 or more and below 1, so that some context is left."
@@ -175,6 +182,9 @@ class TrainingFields:
 
     output_dir: str = field(default="runs/magnet", metadata={"help": "Where checkpoints, log and curves are written."})
     learning_rate: float = field(default=3e-5, metadata={"help": "AdamW's learning rate."})
+    lr_scheduler_type: str = field(
+        default="constant", metadata={"help": "The rate's course; the paper's stays."}
+    )
     max_steps: int = field(default=4200, metadata={"help": "Optimizer steps."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Text rows per device and step."})
     per_device_pair_batch_size: int = field(default=64, metadata={"help": "Sentence pairs per device and step."})

@@ -33,14 +33,15 @@ def fim_markers(tokenizer) -> FimMarkers:
     return FimMarkers(*ids)
 
 
-def fim_row(prefix, middle, suffix, markers: FimMarkers, bos: int, end: int, spm: bool) -> tuple[np.ndarray, int]:
+def fim_row(prefix, middle, suffix, markers: FimMarkers, bos: int | None, end: int, spm: bool) -> tuple[np.ndarray, int]:
     """
     Puts a text into fill-in-the-middle order.
 
     Args:
         prefix, middle, suffix (lists of `int`): The three parts, as token ids.
         markers ([`FimMarkers`]): Ids of the markers.
-        bos, end (`int`): First token of the row and the token that ends the middle.
+        bos (`int`, *optional*): The token that opens a row.
+        end (`int`): The token that ends the middle.
         spm (`bool`): Suffix first, so that prefix and middle stay in one piece.
 
     Returns:
@@ -59,8 +60,9 @@ def fim_row(prefix, middle, suffix, markers: FimMarkers, bos: int, end: int, spm
     ```
     """
     prefix, middle, suffix = list(prefix), list(middle), list(suffix)
+    start = [] if bos is None else [bos]
     if spm:
-        before = [bos, *markers.prefix, *markers.suffix, *suffix, *markers.middle, *prefix]
+        before = [*start, *markers.prefix, *markers.suffix, *suffix, *markers.middle, *prefix]
     else:
-        before = [bos, *markers.prefix, *prefix, *markers.suffix, *suffix, *markers.middle]
+        before = [*start, *markers.prefix, *prefix, *markers.suffix, *suffix, *markers.middle]
     return np.array([*before, *middle, end]), len(before)

@@ -57,6 +57,7 @@ class Metrics:
 
 def not_finite(name: str, value: float, step: int, rows: list[str]) -> str:
     """The message for a loss that is NaN or infinite."""
+    rows = list(dict.fromkeys(rows))
     shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
     return (
         f"loss_{name} is {value} at step {step}, in {shown}: training stopped before the weights took it in. Lower "

@@ -6,69 +6,79 @@ from dataclasses import replace
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
-from modeling_magnet import MagnetLlamaConfig, MagnetLlamaForCausalLM
-from modeling_magnet.decoding_magnet import end_twins
+from modeling_magnet import FAMILIES
+from modeling_magnet.encoding_magnet import check_tokenizer
 
-from .arguments import DataArguments, ModelArguments, ViewArguments
+from .arguments import ModelArguments, ViewArguments
 from .fim import MOST_MARKER_TOKENS
 
 logger = logging.getLogger(__name__)
 
 
-def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer) -> MagnetLlamaForCausalLM:
+def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer) -> PreTrainedModel:
     """The base with a fresh adapter, or a MAGNET checkpoint as it is; only adapter and projection head train."""
-    kind = AutoConfig.from_pretrained(model_args.model_name_or_path).model_type
-    if kind == "magnet_llama":
+    path, settings = model_args.model_name_or_path, {}
+    family, is_magnet = family_of(path)
+    if is_magnet:
         logger.warning("A MAGNET checkpoint: its own settings and adapter are trained further, not the flags'.")
-        model = MagnetLlamaForCausalLM.from_pretrained(model_args.model_name_or_path, **loading(model_args))
-        if model.config.mask_token_id is None:
-            model.config.mask_token_id = mask_token_id(model_args.mask_token, tokenizer)
-    elif kind == "llama":
-        model = _adapted_base(model_args, mask_token_id(model_args.mask_token, tokenizer))
     else:
+        names = ("adapter", "causal_adapter", "pooling", "projection_head", "representation_prompt")
+        settings = {name: getattr(model_args, name) for name in names}
+        if model_args.text_start_token is not None:
+            settings["text_start_token_id"] = text_start_token_id(model_args.text_start_token, tokenizer)
+    model = family.from_pretrained(path, **settings, **loading(model_args))
+    return prepare_model(model, view_args, tokenizer, model_args.mask_token)
+
+
+def family_of(path: str) -> tuple[type[PreTrainedModel], bool]:
+    """
+    The class for a checkpoint, and whether it is a MAGNET one already.
+
+    Raises:
+        `ValueError` for a model that is of none of the families.
+    """
+    kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+    family = FAMILIES.get(kind.removeprefix("magnet_"))
+    if family is None:
         raise ValueError(
-            f"model_name_or_path={model_args.model_name_or_path!r}: its model_type is {kind!r}, and MAGNET extends Llama "
-            "only. Choose a Llama checkpoint."
+            f"model_name_or_path={str(path)!r}: its model_type is {kind!r}. MAGNET knows these families: "
+            f"{', '.join(FAMILIES)}."
         )
+    return family, kind.startswith("magnet_")
+
+
+def prepare_model(model, view_args: ViewArguments, tokenizer, mask_token: str = "_") -> PreTrainedModel:
+    """
+    Writes into the model's configuration what its training views rely on, and freezes all but what is trained.
+
+    Raises:
+        `ValueError` for a model that has nothing to train.
+    """
+    check_tokenizer(tokenizer, model.config)
+    if model.config.mask_token_id is None:
+        model.config.mask_token_id = mask_token_id(mask_token, tokenizer)
     if view_args.gap_layout == "mixed":  # a checkpoint that is trained further may have been trained without it
         model.config.infill_end_token_id = tokenizer.eos_token_id
         model.config.infill_free_offsets = view_args.free_offsets
-        if twins := end_twins(model, tokenizer.eos_token_id)[1:]:
-            logger.warning(
-                "gap_layout=mixed: %d tokens have the output row of the end token, all never written in pretraining. Training "
-                "cannot tell them apart; infill() counts what they have together as the end's.",
-                len(twins),
-            )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained(name))
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    # The Trainer trains a quantised model only inside PEFT's wrapper, which would hide attention modes from generate();
-    # our adapter is PEFT's without the wrapper.
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "model: it has no adapter, so nothing would be trained. Load it with adapter={'r': 16, 'alpha': 32, "
+            "'target_modules': ['q_proj', 'k_proj', 'v_proj', 'o_proj']}."
+        )
+    # the Trainer refuses a quantised model that is in no wrapper of PEFT's; its weights are frozen, the adapter's are not
     model.is_quantized = False
-    return model
-
-
-def _adapted_base(model_args, mask_id) -> MagnetLlamaForCausalLM:
-    """Loads a Llama's weights straight into MAGNET's classes, so that they may be quantised or sharded on the way."""
-    config = MagnetLlamaConfig.from_llama(
-        AutoConfig.from_pretrained(model_args.model_name_or_path),
-        causal_adapter=model_args.causal_adapter,
-        pooling=model_args.pooling,
-        representation_prompt=model_args.representation_prompt,
-        mask_token_id=mask_id,
-    )
-    model = MagnetLlamaForCausalLM.from_pretrained(model_args.model_name_or_path, config=config, **loading(model_args))
-    model.add_magnet_adapter(model_args.adapter)
-    model.add_projection_head(model_args.projection_head)
     return model
 
 
 def is_trained(name: str) -> bool:
     """Whether the parameter of this name is trained: adapter and projection head are, the base is frozen."""
-    return "lora_" in name or "projection_head" in name
+    return "_lora." in name or "projection_head" in name
 
 
 def loading(model_args: ModelArguments) -> dict:
@@ -92,7 +102,7 @@ def loading(model_args: ModelArguments) -> dict:
         bnb_4bit_quant_type="nf4",  # QLoRA's data type, compute dtype and double quantisation
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
-        llm_int8_skip_modules=["lm_head", "projection_head", r".*\.lora_[AB]"],  # these stay exact
+        llm_int8_skip_modules=["lm_head", "projection_head"],  # these stay exact
     )
     how["device_map"] = {"": PartialState().device}  # each process fills its own device
     return how
@@ -105,7 +115,8 @@ def unquantised(weights, model_args: ModelArguments, view_args: ViewArguments, t
     Args:
         weights (`dict`): The trained model's state dict.
     """
-    stored = AutoConfig.from_pretrained(model_args.model_name_or_path).dtype or getattr(torch, model_args.dtype)
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path, trust_remote_code=False)
+    stored = config.dtype or getattr(torch, model_args.dtype)
     plain_args = replace(model_args, load_in_4bit=False, load_in_8bit=False, dtype=str(stored).removeprefix("torch."))
     plain = build_model(plain_args, view_args, tokenizer)
     trained = {name: weight for name, weight in weights.items() if is_trained(name)}
@@ -122,14 +133,22 @@ def mask_token_id(text: str, tokenizer) -> int:
     return ids[-1]
 
 
-def check_lengths(config, data_args: DataArguments, view_args: ViewArguments) -> None:
+def text_start_token_id(text: str, tokenizer) -> int:
+    """The id of the token that opens every text; a special token is spelt as such, unlike in texts."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ValueError(f"text_start_token={text!r}: must be one token of the tokenizer, and is {len(ids)}.")
+    return ids[0]
+
+
+def check_lengths(config, view_args: ViewArguments) -> None:
     """Free gaps move positions to the right; all must stay inside what the base was trained on."""
     offset = max(view_args.free_offsets)
     jump = view_args.max_spans * offset if view_args.gap_layout == "mixed" else 0
     jump = max(jump, MOST_MARKER_TOKENS + 1 if view_args.fim_ratio > 0 else 0)
-    if data_args.max_length + jump > config.max_position_embeddings:
+    if view_args.max_length + jump > config.max_position_embeddings:
         raise ValueError(
-            f"max_length={data_args.max_length} with {view_args.max_spans} free gaps of {offset} reaches "
-            f"position {data_args.max_length + jump}, beyond max_position_embeddings={config.max_position_embeddings}. "
+            f"max_length={view_args.max_length} with {view_args.max_spans} free gaps of {offset} reaches "
+            f"position {view_args.max_length + jump}, beyond max_position_embeddings={config.max_position_embeddings}. "
             "Lower max_length, max_spans or free_offset."
         )

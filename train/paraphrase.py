@@ -101,8 +101,10 @@ class Paraphraser:
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
         dtype = torch.bfloat16 if args.bf16 else torch.float32
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
-            model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, dtype=dtype)
+            self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
+            model = AutoModelForSeq2SeqLM.from_pretrained(
+                args.model_name_or_path, dtype=dtype, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"model_name_or_path={args.model_name_or_path!r}: no sequence-to-sequence model with its tokenizer. {error}"

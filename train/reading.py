@@ -92,21 +92,30 @@ def _known_kinds() -> str:
     return ", ".join(KINDS) + " (the text kinds also .gz)"
 
 
-def read_records(source: str, columns: list[str], start: int = 0, streaming: bool = False) -> Iterator[Record]:
+def read_records(
+    source: str | datasets.Dataset,
+    columns: list[str],
+    start: int = 0,
+    streaming: bool = False,
+    name: str | None = None,
+) -> Iterator[Record]:
     """
-    The records of a file, a folder or the train split of a Hub data set (`owner/name`, `owner/name:config`, either with
-    `@revision`), from number `start` on. Bad rows and blank lines are records too, so that numbers do not depend on what
-    is in a row; those before `start` are read but not decoded.
+    The records of a file, a folder, the train split of a Hub data set (`owner/name`, `owner/name:config`, either with
+    `@revision`) or a data set, from number `start` on. Bad rows and blank lines are records too, so that numbers do not
+    depend on what is in a row; those before `start` are read but not decoded.
 
     Args:
         columns (`list[str]`): The columns that are needed. A record without them says which it has.
         streaming (`bool`): Whether a Hub data set is read over the network as it goes rather than downloaded first.
             Files are always read as it goes.
+        name (`str`, *optional*): What messages call a data set.
     """
-    files = list_files(source)
+    in_memory = isinstance(source, datasets.Dataset)
+    files = None if in_memory else list_files(source)
     if files is None:
-        rows = _select(load_hub(source, streaming), source, columns)
-        yield from _dataset_records(rows, source, columns, start)  # a broken connection is no bad row: it is raised
+        rows, name = (source, name) if in_memory else (load_hub(source, streaming), source)
+        rows = _select(rows, name, columns)
+        yield from _dataset_records(rows, name, columns, start)  # a broken connection is no bad row: it is raised
         return
     rows = itertools.chain.from_iterable(_rows(file, columns) for file in files)
     for _ in tqdm(range(start), desc="skip", unit=" rows", leave=False, disable=start < 100_000):
@@ -252,15 +261,16 @@ def problem_of(value) -> str:
     return ""
 
 
-def load_texts(source: str, column: str, on_bad: str = "raise") -> list[Document]:
+def load_texts(source, column: str, on_bad: str = "raise", name: str | None = None) -> list[Document]:
     """
-    The non-empty texts of a source, in memory; empty ones are counted.
+    The non-empty texts of a source of [`read_records`], in memory; empty ones are counted.
 
     Raises:
         `ValueError` naming file and line of the first bad row, or the source if it holds no text at all.
     """
     bad, documents, read = BadRows(on_bad), [], 0
-    records = tqdm(read_records(source, [column]), desc="read", unit=" rows", leave=False)
+    records = tqdm(read_records(source, [column], name=name), desc="read", unit=" rows", leave=False)
+    source = name or source
     for read, record in enumerate(records, start=1):
         if found := document(record, column, bad):
             documents.append(found)

@@ -8,13 +8,12 @@
 import logging
 import sys
 
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
-from modeling_magnet import MagnetLlamaForCausalLM
-from modeling_magnet.export import save_checkpoint
+from magnet_hub.save import save_checkpoint
 
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
-from .checks import check_pairs
+from .checks import check_pairs, refuse_data_parallel
 from .curves import CurvesCallback
 from .data import build_data
 from .estimate import estimate
@@ -70,7 +69,7 @@ def train(
     view_args: ViewArguments,
     training_args: MagnetTrainingArguments,
     sources: dict[str, str] | None = None,
-) -> MagnetLlamaForCausalLM:
+) -> PreTrainedModel:
     """
     Trains, writes the checkpoint to `output_dir`, and returns the model.
 
@@ -96,10 +95,11 @@ def train(
 def build_trainer(model_args, data_args, view_args, training_args):
     """The trainer of a run, and its data."""
     check_pairs(data_args, training_args)
+    refuse_data_parallel(training_args)
     set_seed(training_args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, trust_remote_code=False)
     model = build_model(model_args, view_args, tokenizer)
-    check_lengths(model.config, data_args, view_args)
+    check_lengths(model.config, view_args)
     training_args.eval_on_start = bool(training_args.do_eval and data_args.eval_file)
     data = build_data(model.config, tokenizer, data_args, view_args, training_args)
     trainer = MagnetTrainer(

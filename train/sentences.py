@@ -44,19 +44,20 @@ def long_sentences(documents: list[Document], min_words: int) -> Iterator[Docume
                 yield Document(sentence.strip(), source.origin)
 
 
-def load_pairs(source: str, columns: list[str], on_bad: str = "raise") -> list[Pair]:
+def load_pairs(source, columns: list[str], on_bad: str = "raise", name: str | None = None) -> list[Pair]:
     """
-    Sentence pairs; two columns of lists are paired item by item. With one column each sentence is its own positive.
+    Sentence pairs of a source of [`read_records`]; two columns of lists are paired item by item. With one column each sentence is its own positive.
 
     Raises:
         `ValueError` naming file and line where one side is missing or empty.
     """
     bad, pairs = BadRows(on_bad), []
-    for record in tqdm(read_records(source, columns), desc="read", unit=" rows", leave=False):
+    for record in tqdm(read_records(source, columns, name=name), desc="read", unit=" rows", leave=False):
         if record.problem:
             bad.add(record.origin, record.problem)
         elif record.values:  # a blank line has none
             pairs += _pairs_of(record, columns, bad)
+    source = name or source
     bad.report(source)
     if not pairs:
         first = f" The first bad rows: {' '.join(bad.first)}" if bad.first else ""
@@ -140,13 +141,33 @@ def group_pairs(pairs: list[tuple]) -> list[int]:
     return [root(number) for number in range(len(pairs))]
 
 
-class PairOrder:
-    """A permutation of the pairs for each epoch, a function of (seed, epoch)."""
+@dataclass(slots=True)
+class TokenPair:
+    """A dealt pair: its number, its group ([`group_pairs`]), and the token ids of both sides."""
 
-    def __init__(self, count: int, seed: int):
-        self.count, self.seed, self._epoch = count, seed, None
+    row: int
+    group: int
+    anchor: list[int]
+    positive: list[int]
 
-    def of(self, epoch: int) -> np.ndarray:
-        if self._epoch != epoch:
-            self._epoch, self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.count)
-        return self._order
+
+class PairDeck:
+    """Tokenized pairs, dealt out anew in each turn, in an order that is a function of (seed, turn)."""
+
+    def __init__(self, pairs: list[tuple[list[int], list[int]]], seed: int, origins: list[str] = ()):
+        self.pairs, self.seed, self.origins = pairs, seed, origins
+        self._groups = group_pairs([(tuple(anchor), tuple(positive)) for anchor, positive in pairs])
+        self._turn = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def deal(self, turn: int, place: int) -> TokenPair:
+        if self._turn != turn:
+            self._turn, self._order = turn, np.random.default_rng((self.seed, turn)).permutation(len(self.pairs))
+        row = int(self._order[place % len(self.pairs)])
+        return TokenPair(row, self._groups[row], *self.pairs[row])
+
+    def origin(self, row: int) -> str:
+        """Where a pair stands: "pairs.jsonl:17"."""
+        return self.origins[row] if self.origins else f"pair {row}"

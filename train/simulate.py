@@ -1,6 +1,6 @@
 """What a decoder layer keeps for the backward pass, found by running it on tensors that have a shape and no data.
 
-No formula to go out of date: whatever transformers, PEFT, autocast and SDPA keep is counted, at any size, in a tenth of a
+No formula to go out of date: whatever transformers, adapter, autocast and SDPA keep is counted, at any size, in a tenth of a
 second and without memory.
 """
 
@@ -10,13 +10,13 @@ import weakref
 from dataclasses import dataclass
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modeling_magnet import MagnetLlamaConfig, MagnetLlamaModel
+from modeling_magnet import FAMILIES
+from modeling_magnet.configuration_magnet import MagnetFields
 
 from .model import is_trained
 
@@ -76,13 +76,13 @@ class LayerMemory:
 
 
 def layer_memory(
-    config: MagnetLlamaConfig, dtype: torch.dtype, autocast: bool, rows: int, length: int, all_states: bool = False
+    config: MagnetFields, dtype: torch.dtype, autocast: bool, rows: int, length: int, all_states: bool = False
 ) -> LayerMemory:
     """
     Simulates the decoder over `(rows, length)` tokens with a mask.
 
     Args:
-        config ([`MagnetLlamaConfig`]): Sizes and adapter.
+        config ([`MagnetFields`]): Sizes and adapter.
         dtype (`torch.dtype`): Of the base weights.
         autocast (`bool`): Whether the run computes in bfloat16 (`bf16=True`).
         all_states (`bool`, defaults to `False`): Whether the output of every layer is held, as for sentence vectors.
@@ -98,17 +98,18 @@ def layer_memory(
     maxsize=64
 )  # advice asks for the same shapes again; a configuration cannot be a key, its text can
 def _simulate(config, dtype, autocast, rows, length, layers, all_states):
-    config = MagnetLlamaConfig.from_dict(json.loads(config))
-    model = _shell(config, layers)
+    config = json.loads(config)
+    family = FAMILIES[config["model_type"].removeprefix("magnet_")]
+    config = family.config_class.from_dict(config)
+    model = _shell(family, config, layers)
     with FakeTensorMode():
         for module_name, module in model.named_modules():
             for name, old in list(module.named_parameters(recurse=False)):
                 trained = is_trained(f"{module_name}.{name}")
                 new = torch.empty(old.shape, dtype=torch.float32 if trained else dtype)
                 setattr(module, name, nn.Parameter(new, requires_grad=trained))
-        cast_off = disable_input_dtype_casting(model, active=autocast)  # as MagnetTrainer does
         mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast)
-        with LiveBytes(model.parameters()) as count, cast_off:
+        with LiveBytes(model.parameters()) as count:
             with mixed:
                 states = _forward(model, config, dtype, rows, length)
             if not all_states:
@@ -118,23 +119,30 @@ def _simulate(config, dtype, autocast, rows, length, layers, all_states):
     return kept, count.peak
 
 
-def _shell(config, layers):
-    settings = config.to_dict() | {"num_hidden_layers": layers, "vocab_size": 8}
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id", "infill_end_token_id"):
-        settings[key] = None
-    settings["dtype"] = None
-    small = MagnetLlamaConfig(**settings)
+def shortened(config: MagnetFields, num_hidden_layers: int, **changes) -> MagnetFields:
+    """The configuration of a model with fewer layers."""
+    settings = config.to_dict() | {"num_hidden_layers": num_hidden_layers, "dtype": None} | changes
+    if settings.get("layer_types"):
+        settings["layer_types"] = settings["layer_types"][:num_hidden_layers]
+    return type(config)(**settings)
+
+
+def _shell(family, config, layers):
+    tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id", "infill_end_token_id")
+    tokens += ("text_start_token_id",)
+    small = shortened(config, layers, vocab_size=8, **dict.fromkeys(tokens))
     small._attn_implementation = "sdpa"
     with torch.device("meta"):
-        return MagnetLlamaModel(small).train()
+        return family.decoder_class(small).train()
 
 
 def _forward(model, config, dtype, rows, length):
     hidden = torch.empty(rows, length, config.hidden_size, dtype=dtype)
     mask = torch.empty(rows, 1, length, length, dtype=torch.bool)
-    angles = torch.empty(1, length, config.head_dim, dtype=dtype)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    angles = torch.empty(1, length, width, dtype=dtype)
     states = [hidden]
     for layer in model.layers:
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=(angles, angles), is_causal=False)
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=(angles, angles))
         states.append(hidden)
     return [*states[:-1], model.norm(hidden)]

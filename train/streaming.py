@@ -19,7 +19,7 @@ from transformers.trainer_callback import ExportableState
 
 from .blocks import Text, tokenize_documents
 from .reading import HUB_ID, BadRows, document, list_files, read_records
-from .sentences import PairOrder
+from .sentences import PairDeck
 from .views import SpecialTokens, sample_view
 
 TOKENIZED_AT_ONCE = 64  # documents; more would delay the first batch
@@ -104,7 +104,7 @@ class StreamedDataset(torch.utils.data.IterableDataset):
     def __init__(
         self,
         stream: BlockStream,
-        pairs: list,
+        pairs: PairDeck,
         view_settings,
         tokens: SpecialTokens,
         pairs_per_row: int,
@@ -112,8 +112,7 @@ class StreamedDataset(torch.utils.data.IterableDataset):
         batch_rows: int,
     ):
         self.stream, self.pairs, self.view_settings, self.tokens = stream, pairs, view_settings, tokens
-        self.pairs_per_row, self.seed, self.batch_rows = pairs_per_row if pairs else 0, seed, batch_rows
-        self._pair_order = PairOrder(len(pairs), seed)
+        self.pairs_per_row, self.seed, self.batch_rows = pairs_per_row if len(pairs) else 0, seed, batch_rows
         # the position behind each batch, written by the worker that yields the batch and read by the main process
         self._behind = torch.zeros((KEPT_BATCHES, len(dataclasses.fields(Position))), dtype=torch.long).share_memory_()
         self.start(Position())
@@ -137,8 +136,8 @@ class StreamedDataset(torch.utils.data.IterableDataset):
     def item(self, row: int, text: Text) -> dict:
         rng = np.random.default_rng((self.seed, 0, row))
         view = sample_view(text.ids, text.sentence_starts, self.view_settings, self.tokens, rng)
-        slots = (divmod(row * self.pairs_per_row + i, len(self.pairs)) for i in range(self.pairs_per_row))
-        return {"view": view, "pair_ids": [int(self._pair_order.of(turn)[slot]) for turn, slot in slots], "row": row}
+        places = (divmod(row * self.pairs_per_row + i, len(self.pairs)) for i in range(self.pairs_per_row))
+        return {"view": view, "pairs": [self.pairs.deal(*place) for place in places], "row": row}
 
     def position(self, batches: int) -> Position:
         """The position behind so many batches since the start."""

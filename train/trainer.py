@@ -3,18 +3,21 @@
 import contextlib
 import functools
 
+import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import DistributedType
-from peft.helpers import disable_input_dtype_casting
 from torch.distributed.tensor import DTensor
-from transformers import Trainer, TrainerCallback
-from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from modeling_magnet.adapter_magnet import adapter_gate
+from modeling_magnet.modeling_magnet import adapter_gate
 
+from .arguments import MagnetTrainingArguments, ViewArguments
+from .checks import refuse_data_parallel
 from .contrastive import pair_chunks, vector_gradients, with_value
+from .data import MagnetDataset, check_rows
+from .from_python import prepared
 from .losses import kl_loss, mntp_loss, msg_loss, sscl_loss
 from .metrics import Metrics, not_finite, out_of_memory
 from .views import IGNORE
@@ -33,27 +36,81 @@ class MagnetTrainer(Trainer):
     its targets in the whole step, and the negatives of a sentence are all pairs of the step, over accumulated batches
     and processes alike. Random choices are a function of (seed, step, place), so a resumed run repeats them.
 
-    Takes what [`Trainer`] takes, with `args` a [`MagnetTrainingArguments`].
+    Args:
+        model ([`PreTrainedModel`] or `str`):
+            A MAGNET model with an adapter, or the name of a base, which gets one of rank 16 on its attention. Adapter and
+            projection head are trained, all else is frozen.
+        args ([`MagnetTrainingArguments`], *optional*):
+            Weights of the losses and all that [`TrainingArguments`] has.
+        train_dataset, eval_dataset ([`datasets.Dataset`], *optional*):
+            Texts, in a column `text`: tokenized, cut into rows, and each seen through views that are drawn anew in every
+            epoch.
+        train_pairs, eval_pairs ([`datasets.Dataset`], *optional*):
+            Sentence pairs for SSCL, in columns `text` and `positive`. Without them SSCL is not trained, or not measured.
+        view_args ([`ViewArguments`], *optional*):
+            How texts become views, and how long rows and sentences are. Defaults to the paper's.
+        processing_class ([`PreTrainedTokenizerBase`], *optional*):
+            The model's tokenizer.
+        data_collator, kwargs (*optional*):
+            As [`Trainer`] takes them.
 
     Raises:
+        `ValueError` for settings that would train nothing, or do not go together.
         `FloatingPointError` as soon as a loss or a gradient is not finite, naming the objective, the step and the rows.
+
+    Example:
+
+    ```python
+    >>> from datasets import Dataset
+    >>> from magnet_train import MagnetTrainer, MagnetTrainingArguments
+    >>> texts = Dataset.from_dict({"text": ["Mina was hungry, so she baked a loaf of bread."] * 8})
+    >>> args = MagnetTrainingArguments("runs/doc", max_steps=1, per_device_train_batch_size=8, use_cpu=True)
+    >>> trainer = MagnetTrainer("examples/assets/magnet-tiny-base", args, train_dataset=texts)  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+
+    ```
     """
 
     loss_is_scaled_for_ga = True  # the losses below are normalised over the accumulated batch
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: MagnetTrainingArguments | None = None,
+        *,
+        train_dataset=None,
+        eval_dataset=None,
+        train_pairs: datasets.Dataset | None = None,
+        eval_pairs: datasets.Dataset | None = None,
+        view_args: ViewArguments | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator=None,
+        **kwargs,
+    ):
+        args = args or MagnetTrainingArguments()
+        refuse_data_parallel(args)
+        if isinstance(train_dataset, datasets.Dataset):
+            sets = {"train_dataset": train_dataset, "train_pairs": train_pairs}
+            sets |= {"eval_dataset": eval_dataset, "eval_pairs": eval_pairs}
+            model, processing_class, data = prepared(model, processing_class, sets, view_args or ViewArguments(), args)
+            train_dataset, eval_dataset, data_collator = data.train, data.eval, data_collator or data.collator
+        if isinstance(train_dataset, MagnetDataset):
+            check_rows(train_dataset, args)
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=data_collator,
+            **kwargs,
+        )
         self.add_callback(EpochCallback())
         self.add_callback(StepCallback(self))
         self.label_names = list(LABELS.values())  # so that evaluation computes a loss
         self.metrics = Metrics(self.accelerator)
         self._micro_batches, self._texts_done = [], 0  # of this step
         self._vector_gradients, self._chunks_done = None, 0
-
-    def train(self, *args, **kwargs):
-        # under autocast PEFT's copy of every layer input to float32 is undone at once; it costs a third of the memory
-        with disable_input_dtype_casting(self.model, active=self.args.bf16):
-            return super().train(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All held-out rows: `dataloader_drop_last` is for training."""
@@ -135,7 +192,7 @@ class MagnetTrainer(Trainer):
         labelled = (inputs["mntp_labels"] != IGNORE) | (inputs["msg_labels"] != IGNORE)  # (B, L)
         logits = hybrid_logits(model, inputs, labelled)  # (labelled, V)
         rows = labelled.nonzero()[:, 0]  # (labelled,)
-        loss = logits.sum() * 0.0 + self._idle_projection_head(lambdas)
+        loss = logits[:0].sum() + self._idle_projection_head(lambdas)  # 0, with a graph even if nothing has a label
         for name, function in (("mntp", mntp_loss), ("msg", msg_loss)):
             targets = inputs[LABELS[name]][labelled]  # (labelled,)
             mine = targets != IGNORE
@@ -175,7 +232,7 @@ class MagnetTrainer(Trainer):
         if head is None or self.accelerator.num_processes == 1 or lambdas.get("sscl", 1) > 0:
             return 0.0
         weight = next(head.parameters())  # in bfloat16 where FSDP computes so
-        return head(weight.new_zeros(1, self.model.config.hidden_size)).sum() * 0.0
+        return head(weight.new_zeros(0, self.model.config.hidden_size)).sum()
 
     # --------------------------------------------------------------------------------------------------- pairs: SSCL
 
@@ -227,7 +284,8 @@ class MagnetTrainer(Trainer):
             nearest = (anchors @ positives.T).argmax(-1)
         right = (groups[nearest] == groups).sum()  # a repeated text is right too
         count = torch.tensor(len(groups), device=own.device)
-        self._record("sscl", loss * count, count, right, training, functools.partial(self._pair_origins, own, chunks))
+        origins = functools.partial(self._pair_origins, own, chunks, training)
+        self._record("sscl", loss * count, count, right, training, origins)
         return loss
 
     def sentence_vectors(self, model, chunk, number: int = 0) -> torch.Tensor:
@@ -253,9 +311,8 @@ class MagnetTrainer(Trainer):
         that a resumed run would have to find in the same state."""
         if not model.training or (rate == 0 and self.args.sscl_dropout == 0):
             return
-        for module in self.model.modules():
-            if isinstance(module, LlamaAttention):
-                module.attention_dropout = rate
+        for layer in self.model.model.layers:
+            layer.self_attn.attention_dropout = rate
         where = (self.args.seed, self.state.global_step, *place, self.accelerator.process_index)
         seed = np.random.SeedSequence(where)
         torch.manual_seed(int(seed.generate_state(1)[0]))
@@ -308,11 +365,12 @@ class MagnetTrainer(Trainer):
         numbers = inputs["text_rows"][broken] if len(broken) else inputs["text_rows"]
         return [dataset.origin(number) for number in numbers.tolist()]
 
-    def _pair_origins(self, own, chunks) -> list[str]:
+    def _pair_origins(self, own, chunks, training) -> list[str]:
         numbers = torch.cat([chunk["pair_rows"] for chunk in chunks])
         broken = ~own.isfinite().flatten(1).all(-1)
         numbers = numbers[broken] if broken.any() else numbers
-        return [self.data_collator.pair_origin(number) for number in numbers.tolist()]
+        dataset = self.train_dataset if training else self.eval_dataset
+        return [dataset.pairs.origin(number) for number in numbers.tolist()]
 
 
 def hybrid_logits(model, inputs, wanted) -> torch.Tensor:

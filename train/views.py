@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modeling_magnet.encoding_magnet import start_ids
+
 from .fim import FimMarkers, fim_markers, fim_row
 
 IGNORE = -100
@@ -28,16 +30,16 @@ def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
     Draws one view of a text.
 
     Args:
-        ids (`np.ndarray` of shape `(n,)`): The text's tokens, without [BOS].
+        ids (`np.ndarray` of shape `(n,)`): The text's tokens, without the one that opens it.
         sentence_starts (`np.ndarray` of shape `(n,)`, bool): Where sentences start; used by `sentence_span_ratio`.
         settings ([`~magnet_train.arguments.ViewArguments`]): How to draw.
-        tokens ([`SpecialTokens`]): The ids of [BOS], the mask, the end token and the ordinary vocabulary.
+        tokens ([`SpecialTokens`]): The ids of the opening token, the mask, the end token and the ordinary vocabulary.
         rng (`np.random.Generator`): Source of every choice.
     """
     if settings.vary_length:
         ids, sentence_starts = _crop(ids, sentence_starts, rng)
-    ids = np.concatenate([[tokens.bos], ids])
-    starts = np.concatenate([[False], sentence_starts])
+    ids = np.concatenate([tokens.start, ids]).astype(np.int64)
+    starts = np.concatenate([np.zeros(len(tokens.start), bool), sentence_starts])
     kind = rng.random()
     if kind < settings.all_span_ratio:
         return _causal_view(ids)
@@ -61,20 +63,28 @@ def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
 
 @dataclass
 class SpecialTokens:
-    """Ids the views need. `ordinary` are the ids that may replace a masked token at random."""
+    """
+    Ids the views need. `bos` opens a row, unless the tokenizer puts nothing before a text; `ordinary` are the ids that
+    may replace a masked token at random.
+    """
 
-    bos: int
+    bos: int | None
     mask: int
     end: int | None
     ordinary: np.ndarray
     fim: FimMarkers | None = None
+
+    @property
+    def start(self) -> list[int]:
+        return [] if self.bos is None else [self.bos]
 
 
 def special_tokens(config, tokenizer) -> SpecialTokens:
     special = set(tokenizer.all_special_ids) | {config.mask_token_id}
     ordinary = np.array([i for i in range(config.vocab_size) if i not in special])
     end = tokenizer.eos_token_id if config.infill_end_token_id is None else config.infill_end_token_id
-    return SpecialTokens(tokenizer.bos_token_id, config.mask_token_id, end, ordinary, fim_markers(tokenizer))
+    bos = next(iter(start_ids(config, tokenizer)), None)
+    return SpecialTokens(bos, config.mask_token_id, end, ordinary, fim_markers(tokenizer))
 
 
 def _crop(ids, sentence_starts, rng):
@@ -99,13 +109,13 @@ def _fim_view(ids, sentence_starts, settings, tokens, rng) -> View:
     if not spans:
         return _causal_view(ids)
     start, length = spans[int(rng.integers(len(spans)))]
-    parts = ids[1:start], ids[start : start + length], ids[start + length :]
+    parts = ids[len(tokens.start) : start], ids[start : start + length], ids[start + length :]
     row, _ = fim_row(*parts, tokens.fim, tokens.bos, tokens.end, spm=bool(rng.random() < 0.5))
     return _causal_view(row)
 
 
 def sample_spans(sentence_starts, settings, rng) -> list[tuple[int, int]]:
-    """Draws up to `max_spans` spans (start, length) that touch neither each other nor [BOS] at index 0."""
+    """Draws up to `max_spans` spans (start, length) that do not touch and leave out index 0, which nothing predicts."""
     if settings.max_spans == 0:
         return []
     room = int((len(sentence_starts) - 1) * settings.max_span_share)
@@ -137,7 +147,7 @@ def _sentence_span(sentence_starts, rng):
     borders = np.concatenate([borders, [len(sentence_starts)]])
     if len(borders) < 3:  # one sentence or less: nothing would be left around it
         return None
-    s = int(rng.integers(0, len(borders) - 1))
+    s = int(rng.integers(int(borders[0] == 0), len(borders) - 1))
     return int(borders[s]), int(borders[s + 1] - borders[s])
 
 
@@ -166,7 +176,7 @@ def free_positions(n, spans, offsets) -> np.ndarray:
 
 def sample_masked(span_ids, settings, rng) -> np.ndarray:
     """Chooses `mask_ratio` of the context tokens (section 3.3: a fraction of those that are no span tokens), but never
-    [BOS] and never a neighbour of a gap: the token right of a gap would be predicted by a span token, and the one left
+    the one at index 0 and never a neighbour of a gap: the token right of a gap would be predicted by a span token, and the one left
     of it predicts the gap's first token."""
     in_span = span_ids > 0
     near = in_span | np.append(in_span[1:], False) | np.insert(in_span[:-1], 0, False)

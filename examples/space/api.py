@@ -2,8 +2,8 @@
 
 from checkpoint import load
 from embedding import nearest, read_sentences
+from filling import MAX_DRAFTS, MAX_NEW_TOKENS, alternatives, decoding_arguments
 from generating import compare
-from infilling import MAX_DRAFTS, MAX_NEW_TOKENS, alternatives, decoding_arguments
 
 
 def infill(text: str, length: int = 0, num_alternatives: int = 1, seed: int = 0) -> list[dict]:

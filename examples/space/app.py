@@ -18,7 +18,7 @@ from checkpoint import load
 from messages import answered
 
 INTRODUCTION = """# MAGNET
-One set of Llama weights **fills gaps** in text (hybrid attention), **embeds** it (bidirectional) and **generates** it
+One set of weights **fills gaps** in text (hybrid attention), **embeds** it (bidirectional) and **generates** it
 (causal) · [paper](https://huggingface.co/papers/2501.08648) · checkpoint: `{name}`, {millions:,.1f} M parameters"""
 TABS = {"Infill": infill_tab, "Embed": embed_tab, "Generate": generate_tab, "Attention": attention_tab}
 # fonts of the system: nothing is fetched from elsewhere

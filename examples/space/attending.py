@@ -15,20 +15,19 @@ MEANINGS = ["may not attend", "a context token attends", "a span token attends"]
 def read_spans(checkpoint: Checkpoint, text: str, tokens_per_gap: int) -> tuple[list[str], list[int]]:
     """The tokens of a text whose gaps have `tokens_per_gap` tokens each, and their span ids: 0 context, g in gap g."""
     check_text("The text", text)
-    gaps, seams = checkpoint.module("gaps_magnet"), checkpoint.module("seams_magnet")
-    if len(gaps.split_at_gaps(text, GAP)) == 1:
-        ids = [[checkpoint.tokenizer.bos_token_id, *seams.text_ids(text, checkpoint.tokenizer)]]
-        names = []
+    infilling, config, tokenizer = checkpoint.module("infilling_magnet"), checkpoint.model.config, checkpoint.tokenizer
+    if len(infilling.split_at_gaps(text, GAP)) == 1:
+        document = infilling.Document([text], [])
     else:
-        document = gaps.read_document(text, GAP, gaps.Gap(tokens_per_gap), {}, 0)
-        ids = seams.context_ids(document, checkpoint.tokenizer)
-        names = [gap.name or f"gap {number}" for number, gap in enumerate(document.gaps, 1)]
+        document = infilling.read_document("The text", text, GAP, infilling.Gap(tokens_per_gap), {})
+    ids = infilling.context_ids(document, config, tokenizer)
+    names = [gap.name or f"gap {number}" for number, gap in enumerate(document.gaps, 1)]
     labels, spans = [], []
     for number, part in enumerate(ids):
         if number:
             labels += [f"{names[number - 1]}·{n}" for n in range(1, tokens_per_gap + 1)]
             spans += [number] * tokens_per_gap
-        labels += [_shown(token) for token in checkpoint.tokenizer.convert_ids_to_tokens(part)]
+        labels += [_shown(token) for token in tokenizer.convert_ids_to_tokens(part)]
         spans += [0] * len(part)
     if len(labels) > MAX_TOKENS:
         raise ValueError(f"The text has {len(labels)} tokens, of at most {MAX_TOKENS} in a picture. Shorten it.")
@@ -46,7 +45,7 @@ def masks(checkpoint: Checkpoint, spans: list[int]) -> dict[str, torch.Tensor]:
     modes = {"causal": [1] * len(spans), "bidirectional": [0] * len(spans), "hybrid": spans}
     pictures = {}
     for mode, ids in modes.items():
-        rule = checkpoint.module("attention_magnet").span_attention_rule(torch.tensor([ids]))
+        rule = checkpoint.module("modeling_magnet").span_attention_rule(torch.tensor([ids]))
         allowed = rule(0, 0, index[:, None], index[None, :])
         pictures[mode] = allowed * (1 + (torch.tensor(ids) > 0).int()[:, None])
     return pictures

@@ -9,12 +9,11 @@ from types import ModuleType
 
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
 FOLDERS = (HERE / "magnet-tiny", HERE.parent / "assets" / "magnet-tiny")  # in a Space; in the repository
 MAX_CHARACTERS = 4000
-NOT_LLAMA = ("model_type", "architectures", "auto_map", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def load() -> Checkpoint:
     model = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, trust_remote_code=True, dtype="auto" if on_gpu else torch.float32
     )
-    if model.config.model_type != "magnet_llama":
+    if not model.config.model_type.startswith("magnet_"):
         raise ValueError(f"MAGNET_MODEL={name}: is a {model.config.model_type}. Name a MAGNET checkpoint.")
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=True)
     return Checkpoint(model.to("cuda" if on_gpu else "cpu").eval(), tokenizer, Path(name).name)
@@ -63,22 +62,20 @@ def causal_view(model, causal_adapter: bool):
     return _on_weights(type(model), config, model, model.state_dict())
 
 
-def stock_llama(model) -> LlamaForCausalLM:
-    """Transformers' own Llama on the base weights: no class, mask or adapter of MAGNET takes part."""
-    own = {"adapter", "attention_mode", "causal_adapter", "projection_head", "pooling", "representation_prompt"}
-    settings = {key: value for key, value in model.config.to_dict().items() if key not in own.union(NOT_LLAMA)}
+def stock_view(model):
+    """Transformers' own model of the same family on the base's weights: no class, mask or adapter of MAGNET takes part."""
     weights = {
-        key.replace(".base_layer.", "."): value
-        for key, value in model.state_dict().items()
-        if "lora_" not in key and not key.startswith("projection_head")
+        name: weight
+        for name, weight in model.state_dict().items()
+        if "_lora." not in name and not name.startswith("projection_head.")
     }
-    return _on_weights(LlamaForCausalLM, LlamaConfig(**settings), model, weights)
+    return _on_weights(AutoModelForCausalLM.from_config, model.config.to_base(), model, weights)
 
 
-def _on_weights(cls, config, model, weights):
+def _on_weights(build, config, model, weights):
     config._attn_implementation = model.config._attn_implementation
     with init_empty_weights(include_buffers=False):
-        view = cls(config)
+        view = build(config)
     view.load_state_dict(weights, assign=True)
     view.tie_weights()
     view.generation_config = model.generation_config

@@ -7,7 +7,7 @@ from messages import told
 
 PROMPTS = ["One day, a little girl", "Tom and his dog went to the", "The old man opened the door and"]
 TITLES = {
-    BASE: "Base: stock Llama",
+    BASE: "The base: transformers' own class",
     CAUSAL: "Causal mode: adapter off",
     ADAPTED: "The paper's: adapter on",
 }

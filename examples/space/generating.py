@@ -3,18 +3,18 @@
 import functools
 
 import torch
-from checkpoint import Checkpoint, causal_view, check_text, stock_llama
-from infilling import seeded
+from checkpoint import Checkpoint, causal_view, check_text, stock_view
+from filling import seeded
 
 MAX_NEW_TOKENS = 128
-BASE, CAUSAL, ADAPTED = "stock Llama", "MAGNET, causal mode", "MAGNET, adapter on"
+BASE, CAUSAL, ADAPTED = "the base", "MAGNET, causal mode", "MAGNET, adapter on"
 
 
 @functools.cache
 def models(checkpoint: Checkpoint) -> dict:
     """Three models on one set of weights; none of them copies any."""
     return {
-        BASE: stock_llama(checkpoint.model),
+        BASE: stock_view(checkpoint.model),
         CAUSAL: causal_view(checkpoint.model, causal_adapter=False),
         ADAPTED: causal_view(checkpoint.model, causal_adapter=True),
     }
@@ -30,9 +30,10 @@ def compare(checkpoint: Checkpoint, prompt: str, max_new_tokens: int, temperatur
         text are those of the base bit for bit, their largest difference, and the perplexity of the whole text.
     """
     check_text("The beginning", prompt)
-    tokenizer = checkpoint.tokenizer
-    ids = checkpoint.module("seams_magnet").text_ids(prompt, tokenizer)  # control tokens spelt out are text
-    ids = torch.tensor([[tokenizer.bos_token_id, *ids]], device=checkpoint.model.device)  # (1, L)
+    tokenizer, encoding = checkpoint.tokenizer, checkpoint.module("encoding_magnet")
+    start = encoding.start_ids(checkpoint.model.config, tokenizer)
+    ids = [*start, *encoding.text_ids(prompt, tokenizer)]  # control tokens spelt out are text
+    ids = torch.tensor([ids], device=checkpoint.model.device)  # (1, L)
     room = checkpoint.model.config.max_position_embeddings - ids.shape[1]
     if room < max_new_tokens:
         raise ValueError(

@@ -5,7 +5,7 @@ from functools import partial
 import gradio as gr
 import words
 from checkpoint import MAX_CHARACTERS, Checkpoint
-from infilling import (
+from filling import (
     CLASSES,
     DECODINGS,
     MAX_DRAFTS,
@@ -16,6 +16,7 @@ from infilling import (
     highlighted_fills,
     highlighted_tokens,
     label,
+    longest_gap,
     summary,
     token_table,
 )
@@ -63,13 +64,11 @@ watch('value', () => {
 """
 
 
-def fill(
-    checkpoint: Checkpoint, text, kind, exact, fewest, most, decoding, drafts, temperature, top_p, order, rule, seed
-):
+def fill(checkpoint: Checkpoint, text, kind, exact, fewest, most, decoding, drafts, temperature, top_p, order, seed):
     """All that the button changes: the list of alternatives, what is known of them, and the first one shown."""
     length = gap_length(kind, exact, fewest, most)
     decoded = decoding_arguments(decoding, drafts, temperature, top_p)
-    found = alternatives(checkpoint, text, length, decoded, order, rule, seed)
+    found = alternatives(checkpoint, text, length, decoded, order, seed)
     choices = [(label(alternative), number) for number, alternative in enumerate(found)]
     return [gr.update(choices=choices, value=0), found, *show(found, 0)]
 
@@ -103,25 +102,21 @@ def sliders_of(kind: str):
     return [gr.Slider(visible=kind == "exact"), gr.Slider(visible=kind == "range"), gr.Slider(visible=kind != "exact")]
 
 
-def settings() -> list:
+def settings(longest: int) -> list:
     """The controls beside the text, in the order of `fill`'s arguments."""
     with gr.Group():
         kind = gr.Radio(
             ["auto", "exact", "range"], value="auto", label="Length of a gap", info="auto: the model ends it"
         )
         exact = gr.Slider(1, MAX_NEW_TOKENS, 10, step=1, label="Tokens", visible=False)
-        fewest = gr.Slider(0, MAX_NEW_TOKENS, 4, step=1, label="Fewest tokens", visible=False)
-        most = gr.Slider(1, MAX_NEW_TOKENS, 32, step=1, label="Most tokens")
+        fewest = gr.Slider(0, longest, 4, step=1, label="Fewest tokens", visible=False)
+        most = gr.Slider(1, longest, min(longest, 32), step=1, label="Most tokens")
         drafts = gr.Slider(1, MAX_DRAFTS, 5, step=1, label="Alternatives")
-    with gr.Accordion("Decoding and ranking", open=False):
+    with gr.Accordion("Decoding", open=False):
         decoding = gr.Radio(list(DECODINGS), value="sampling", label="Decoding")
         temperature = gr.Slider(0.1, 2, 0.7, step=0.05, label="Temperature")
         top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="top_p")
         order = gr.Radio(["sequential", "parallel"], value="sequential", label="Order of several gaps")
-        rules = ["auto", "join", "joint", "end", "mean_logprob"]
-        rule = gr.Dropdown(
-            rules, value="auto", label="Best is the highest", info="auto: join, or the order of the beams"
-        )
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
     kind.change(sliders_of, kind, [exact, fewest, most], queue=False, api_visibility="private")
     decoding.change(
@@ -131,7 +126,7 @@ def settings() -> list:
         queue=False,
         api_visibility="private",
     )
-    return [kind, exact, fewest, most, decoding, drafts, temperature, top_p, order, rule, seed]
+    return [kind, exact, fewest, most, decoding, drafts, temperature, top_p, order, seed]
 
 
 def editor() -> tuple:
@@ -174,7 +169,7 @@ def results(first: list) -> list:
                 radio["choices"],
                 value=0,
                 label="Alternatives, best first",
-                info="In front: the score. With join, the mean log-probability (nats) of what stands behind the gap",
+                info="In front: how well the text goes on behind the fill, its mean log-probability (nats) under the base",
                 elem_id="alternatives",
             )
         with gr.Column(scale=2):
@@ -199,7 +194,7 @@ def build(checkpoint: Checkpoint) -> None:
         with gr.Column(scale=3):
             text, button = editor()
         with gr.Column(scale=2):
-            controls = settings()
+            controls = settings(longest_gap(checkpoint))
     values = [control.value for control in controls]
     outputs = results(fill(checkpoint, EXAMPLES[0], *values))
     run = told(partial_named(fill, checkpoint))

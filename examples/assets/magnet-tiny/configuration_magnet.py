@@ -1,32 +1,33 @@
-"""MagnetLlamaConfig: a LlamaConfig that also says how the model attends, where its adapter sits and how it encodes.
+"""What MAGNET adds to the configuration of a decoder: how it attends, where its adapter sits, how it encodes and infills.
 
-This file is copied verbatim into every checkpoint, so it imports transformers and huggingface_hub only.
+`MagnetFields` holds the settings; below it stands one short class a family, which puts them before transformers' own.
 """
 
 import difflib
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers import (
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 ATTENTION_MODES = ("causal", "bidirectional", "hybrid")
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-# Every head can be loaded from one checkpoint, whichever class was saved.
-AUTO_MAP = {
-    "AutoConfig": "configuration_magnet.MagnetLlamaConfig",
-    "AutoModel": "modeling_magnet.MagnetLlamaModel",
-    "AutoModelForCausalLM": "modeling_magnet.MagnetLlamaForCausalLM",
-    "AutoModelForTokenClassification": "modeling_magnet.MagnetLlamaForTokenClassification",
-    "AutoModelForSequenceClassification": "modeling_magnet.MagnetLlamaForSequenceClassification",
-}
+NOT_SHARED = ("model_type", "architectures", "auto_map", "transformers_version")  # of the base's config: its classes
 
 
-@strict
-class MagnetLlamaConfig(LlamaConfig):
+@dataclass(kw_only=True)
+class MagnetFields:
     r"""
-    Configuration of a MAGNET model. Takes everything [`LlamaConfig`] takes, and:
+    The settings of a MAGNET model, beside those of its family's configuration.
 
     Args:
         attention_mode (`str`, *optional*, defaults to `"causal"`):
@@ -35,13 +36,16 @@ class MagnetLlamaConfig(LlamaConfig):
         mask_token_id (`int`, *optional*):
             Id of the token that MNTP puts in place of a masked one (Appendix A uses `"_"` for Llama-2). It is an
             ordinary token: it is never searched for in user text.
+        text_start_token_id (`int`, *optional*):
+            Token that opens every text that is encoded, infilled or trained on. `None`: what the tokenizer itself puts
+            before a text, which is [BOS] for Llama and Gemma and nothing for Qwen and SmolLM2.
         infill_end_token_id (`int`, *optional*):
             Id predicted at the end of a gap of free length; `None` if the checkpoint was not trained to end gaps.
         infill_free_offsets (`list[int]`, *optional*, defaults to `[128]`):
             Positions reserved for a gap of free length: the right context starts that many positions after the
             left one, whatever the fill's length.
         adapter (`dict`, *optional*):
-            The LoRA adapter, `{"r": int, "alpha": number, "target_modules": list of projections}`; `None` for none.
+            The low-rank adapter, `{"r": int, "alpha": number, "target_modules": list of projections}`; `None` for none.
         causal_adapter (`bool`, *optional*, defaults to `False`):
             `False`: causal mode is the base model, bit for bit. `True`: the adapter is active in causal mode too, as
             in the paper.
@@ -59,18 +63,17 @@ class MagnetLlamaConfig(LlamaConfig):
     Example:
 
     ```python
-    >>> from modeling_magnet import MagnetLlamaConfig
-    >>> config = MagnetLlamaConfig(hidden_size=64, num_attention_heads=4, adapter={"r": 4, "alpha": 8, "target_modules": ["q_proj"]})
+    >>> from modeling_magnet import MagnetQwen3Config
+    >>> config = MagnetQwen3Config(hidden_size=64, adapter={"r": 4, "alpha": 8, "target_modules": ["q_proj"]})
     >>> config.attention_mode, config.adapter["r"]
     ('causal', 4)
 
     ```
     """
 
-    model_type = "magnet_llama"
-
     attention_mode: Literal["causal", "bidirectional", "hybrid"] = "causal"
     mask_token_id: int | None = None
+    text_start_token_id: int | None = None
     infill_end_token_id: int | None = None
     infill_free_offsets: list[int] | tuple[int, ...] = (128,)
     adapter: dict | None = None
@@ -80,31 +83,50 @@ class MagnetLlamaConfig(LlamaConfig):
     projection_head: Literal["none", "linear", "mlp"] = "none"
 
     def __post_init__(self, **kwargs):
-        self._refuse_misspelt(kwargs)
+        _refuse_misspelt(kwargs)
         super().__post_init__(**kwargs)
         self.infill_free_offsets = list(self.infill_free_offsets)
-        # a checkpoint that pins other code (`repo--file.Class`) keeps its own entries
-        self.auto_map = AUTO_MAP | (getattr(self, "auto_map", None) or {})
+        # every head can be loaded from one checkpoint, whichever was saved; one that pins other code
+        # (`repo--file.Class`) keeps its own entries
+        name = type(self).__name__.removesuffix("Config")
+        entries = {"AutoConfig": f"configuration_magnet.{name}Config", "AutoModel": f"modeling_magnet.{name}Model"}
+        heads = ("ForCausalLM", "ForTokenClassification", "ForSequenceClassification")
+        entries |= {f"AutoModel{head}": f"modeling_magnet.{name}{head}" for head in heads}
+        self.auto_map = entries | (getattr(self, "auto_map", None) or {})
 
     @classmethod
-    def from_llama(cls, llama: LlamaConfig, **settings) -> "MagnetLlamaConfig":
-        """A Llama's configuration with MAGNET's `settings` beside it, and without what names Llama's classes."""
-        shape = llama.to_dict()
-        for key in ("model_type", "architectures", "auto_map", "transformers_version"):
-            shape.pop(key, None)
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """
+        As in transformers; the configuration of a plain base of the same family is taken as one of MAGNET.
+
+        Raises:
+            `ValueError` for a base of another family, whose weights would be dropped or left random in silence.
+        """
+        found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kind = found.get("model_type", cls.model_type)
+        if kind == cls.base_model_type:
+            found = {key: value for key, value in found.items() if key not in NOT_SHARED}
+            found["model_type"] = cls.model_type
+        elif kind != cls.model_type:
+            raise ValueError(f"{pretrained_model_name_or_path}: its model_type is {kind!r}. {class_for(kind)}")
+        return found, kwargs
+
+    @classmethod
+    def from_base(cls, base: PreTrainedConfig, **settings):
+        """The configuration of a plain decoder with MAGNET's `settings` beside it."""
+        if base.model_type not in (cls.base_model_type, cls.model_type):
+            raise ValueError(f"The base's model_type is {base.model_type!r}. {class_for(base.model_type)}")
+        shape = {key: value for key, value in base.to_dict().items() if key not in NOT_SHARED}
         return cls(**shape | settings)
 
-    @staticmethod
-    def _refuse_misspelt(kwargs):
-        own = list(MagnetLlamaConfig.__annotations__)
-        for key in kwargs:
-            if key == "is_causal":
-                raise ValueError("is_causal is not a MAGNET setting: use attention_mode='bidirectional' instead.")
-            if close := difflib.get_close_matches(key, own, n=1, cutoff=0.85):
-                raise ValueError(f"{key}={kwargs[key]!r}: unknown setting. Did you mean {close[0]!r}?")
+    def to_base(self, **settings) -> PreTrainedConfig:
+        """The configuration of the plain decoder, without MAGNET's fields."""
+        ours = (*MagnetFields.__annotations__, *NOT_SHARED)
+        shape = {key: value for key, value in self.to_dict().items() if key not in ours}
+        return self.base_config_class(**shape | settings)
 
     def validate_token_ids(self):
-        for name in ("mask_token_id", "infill_end_token_id"):
+        for name in ("mask_token_id", "text_start_token_id", "infill_end_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(
@@ -133,6 +155,66 @@ class MagnetLlamaConfig(LlamaConfig):
             raise ValueError(f"adapter['target_modules']={targets!r}: choose from {list(ADAPTER_TARGETS)}.")
 
 
-MagnetLlamaConfig.register_for_auto_class()
+def _refuse_misspelt(kwargs: dict) -> None:
+    """A configuration keeps any keyword, so a misspelt setting would be without effect."""
+    for key, value in kwargs.items():
+        if key == "is_causal":
+            raise ValueError("is_causal is not a MAGNET setting: use attention_mode='bidirectional' instead.")
+        if close := difflib.get_close_matches(key, MagnetFields.__annotations__, n=1, cutoff=0.85):
+            raise ValueError(f"{key}={value!r}: unknown setting. Did you mean {close[0]!r}?")
 
-__all__ = ["MagnetLlamaConfig"]
+
+# ------------------------------------------------------------------------------------------------------- the families
+
+
+@strict
+class MagnetLlamaConfig(MagnetFields, LlamaConfig):
+    model_type, base_model_type, base_config_class = "magnet_llama", "llama", LlamaConfig
+
+
+@strict
+class MagnetMistralConfig(MagnetFields, MistralConfig):
+    model_type, base_model_type, base_config_class = "magnet_mistral", "mistral", MistralConfig
+
+
+@strict
+class MagnetQwen2Config(MagnetFields, Qwen2Config):
+    model_type, base_model_type, base_config_class = "magnet_qwen2", "qwen2", Qwen2Config
+
+
+@strict
+class MagnetQwen3Config(MagnetFields, Qwen3Config):
+    model_type, base_model_type, base_config_class = "magnet_qwen3", "qwen3", Qwen3Config
+
+
+@strict
+class MagnetGemma3TextConfig(MagnetFields, Gemma3TextConfig):
+    model_type, base_model_type, base_config_class = "magnet_gemma3_text", "gemma3_text", Gemma3TextConfig
+
+
+@strict
+class MagnetGraniteConfig(MagnetFields, GraniteConfig):
+    model_type, base_model_type, base_config_class = "magnet_granite", "granite", GraniteConfig
+
+
+CONFIGS = (
+    MagnetLlamaConfig,
+    MagnetMistralConfig,
+    MagnetQwen2Config,
+    MagnetQwen3Config,
+    MagnetGemma3TextConfig,
+    MagnetGraniteConfig,
+)
+for config in CONFIGS:
+    config.register_for_auto_class()
+
+
+def class_for(model_type: str) -> str:
+    """A sentence that names the class for a base of this `model_type`, or the families there are."""
+    for config in CONFIGS:
+        if model_type in (config.base_model_type, config.model_type):
+            return f"Use {config.__name__.removesuffix('Config')}ForCausalLM."
+    return f"MAGNET knows these families: {', '.join(config.base_model_type for config in CONFIGS)}."
+
+
+__all__ = ["MagnetFields", *(config.__name__ for config in CONFIGS)]

@@ -1,20 +1,75 @@
-"""Text to vectors: sentence embeddings (section 3.2.2) and word embeddings (section 4.1), bidirectional attention."""
+"""From text to tokens, and from texts to vectors: sentence embeddings (section 3.2.2), word embeddings (section 4.1)."""
 
 import logging
+import weakref
 from collections.abc import Iterable
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-
-from .gaps_magnet import check_positive, check_text
-from .seams_magnet import encoded_text, text_ids
+from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
+# ------------------------------------------------------------------------------------------------------ text to tokens
+
+_literal_tokenizers = weakref.WeakKeyDictionary()  # tokenizer -> (vocabulary size, its literal twin)
+
+
+def literal_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """
+    A copy of a fast tokenizer's backend that reads special tokens in a text as text: `</s>` typed by a user ends nothing.
+
+    The setting lies in the backend, where each call of any thread changes it for all; so we have a copy of our own.
+    """
+    size, twin = _literal_tokenizers.get(tokenizer, (None, None))
+    if size != len(tokenizer):
+        twin = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        twin.encode_special_tokens = True
+        twin.no_truncation()
+        twin.no_padding()
+        _literal_tokenizers[tokenizer] = len(tokenizer), twin
+    return twin
+
+
+def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a text, without [BOS] and [EOS]; special tokens spelt out in it are text."""
+    return literal_tokenizer(tokenizer).encode(text, add_special_tokens=False).ids
+
+
+def start_ids(config, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that opens a text, as a list: `config.text_start_token_id`, or [BOS] where the tokenizer adds it."""
+    if config.text_start_token_id is not None:
+        return [config.text_start_token_id]
+    return [id for id in tokenizer("")["input_ids"] if id == tokenizer.bos_token_id]
+
+
+def padded(rows: list[list[int]], device=None, value: int = 0) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """
+    Rows of token ids as one tensor, padded on the right.
+
+    Args:
+        rows (`list[list[int]]`): At least one.
+        device (`torch.device`, *optional*): Where to put it.
+        value (`int`, *optional*, defaults to 0): Stands where the mask is 0; any valid id will do.
+
+    Returns:
+        ids and mask, `torch.LongTensor` of shape `(rows, longest)`; the mask is 0 at padding.
+    """
+    rows = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    ids = pad_sequence(rows, batch_first=True, padding_value=value)  # (B, L)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()  # (B, L)
+    return ids.to(device), mask.to(device)
+
+
+# ----------------------------------------------------------------------------------------------------- texts to vectors
+
 
 class EncodingMixin:
-    """`encode()` and `encode_words()` for [`MagnetLlamaForCausalLM`]."""
+    """`encode()` and `encode_words()` for every `Magnet*ForCausalLM`."""
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """
@@ -33,7 +88,7 @@ class EncodingMixin:
     def encode(
         self,
         texts: str | list[str],
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         instruction: str | None = None,
         batch_size: int = 32,
         normalize: bool = True,
@@ -43,8 +98,8 @@ class EncodingMixin:
         Embeds texts: `[BOS] instruction text [EOS]`, bidirectional attention, pooled at [EOS] (section 3.2.2).
 
         Args:
-            texts (`str` or `list[str]`): What to embed. Control tokens spelt out in a text stay text.
-            tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer.
+            texts (`str` or `list[str]`): What to embed. Special tokens spelt out in a text stay text.
+            tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer (a fast one).
             instruction (`str`, *optional*, defaults to `config.representation_prompt`): `""` for none.
             batch_size (`int`, *optional*, defaults to 32): Texts per forward.
             normalize (`bool`, *optional*, defaults to `True`): Scale vectors to unit length.
@@ -69,16 +124,24 @@ class EncodingMixin:
 
         ```
         """
+        check_tokenizer(tokenizer, self.config)
         if not isinstance(texts, Iterable):
             raise ValueError(f"texts={texts!r}: must be a string or a list of strings.")
         single = isinstance(texts, str)
         texts = [texts] if single else list(texts)
+        for number, text in enumerate(texts):
+            check_text(f"texts[{number}]", text)
         prompt = self.config.representation_prompt if instruction is None else instruction
-        self._check_encode(texts, tokenizer, batch_size)
-        rows = [self._sentence_ids(f"{prompt} {text}" if prompt else text, tokenizer) for text in texts]
-        rows = self._truncate(rows)
+        start = start_ids(self.config, tokenizer)
+        rows = [[*start, *text_ids(f"{prompt} {text}" if prompt else text, tokenizer)] for text in texts]
+        limit = self.config.max_position_embeddings - 1  # [EOS] stands behind
+        if too_long := sum(len(row) > limit for row in rows):
+            logger.warning(
+                "%d of %d texts are longer than %d tokens and lose their end.", too_long, len(rows), limit + 1
+            )
+        rows = [row[:limit] + [tokenizer.eos_token_id] for row in rows]
         vectors = np.zeros((len(rows), self.config.hidden_size), dtype=np.float32)
-        for chosen, hidden, mask in self._forward_sorted(rows, tokenizer, batch_size, show_progress_bar):
+        for chosen, hidden, mask in self._forward_sorted(rows, batch_size, show_progress_bar):
             vectors[chosen] = self.pool(hidden, mask).float().cpu().numpy()
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -88,13 +151,13 @@ class EncodingMixin:
     def encode_words(
         self,
         sentences: list[list[str]],
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> list[np.ndarray]:
         r"""
         Embeds the words of sentences. Token i is represented by the output at i-1, which MNTP trains to predict it; a
-        word is the mean of its tokens (section 4.1).
+        word is the mean of its tokens (section 4.1). Where no token opens a text, the first one represents itself.
 
         Args:
             sentences (`list[list[str]]`): Sentences, each a list of words; they are joined by single spaces.
@@ -109,60 +172,37 @@ class EncodingMixin:
             `ValueError` for an item that is no list of non-empty words, or a sentence beyond
             `max_position_embeddings` (its last words would get no vector).
         """
-        self._check_encode(
-            [" ".join(words) if _are_words(words) else None for words in sentences], tokenizer, batch_size
-        )
-        rows, owners = [], []
+        check_tokenizer(tokenizer, self.config)
+        start, rows, owners = start_ids(self.config, tokenizer), [], []
         for number, words in enumerate(sentences):
+            if not (
+                isinstance(words, (list, tuple)) and words and all(isinstance(w, str) and w.strip() for w in words)
+            ):
+                raise ValueError(f"sentences[{number}]={words!r}: must be a list of words, none of them empty.")
+            check_text(f"sentences[{number}]", " ".join(words))
             ids, owner = _tokens_of_words(words, tokenizer)
-            if len(ids) > self.config.max_position_embeddings:
+            if len(start + ids) > self.config.max_position_embeddings:
                 raise ValueError(
-                    f"sentences[{number}] has {len(ids)} tokens: at most max_position_embeddings="
+                    f"sentences[{number}] has {len(start + ids)} tokens: at most max_position_embeddings="
                     f"{self.config.max_position_embeddings} fit. Split the sentence."
                 )
-            rows.append(ids)
+            rows.append(start + ids)
             owners.append(owner)
         vectors = [np.zeros((0, self.config.hidden_size), dtype=np.float32)] * len(rows)
-        for chosen, hidden, _ in self._forward_sorted(rows, tokenizer, batch_size, show_progress_bar):
-            for i, states in zip(chosen, hidden.float().cpu().numpy()):
+        for chosen, hidden, mask in self._forward_sorted(rows, batch_size, show_progress_bar):
+            own = own_token_states(hidden, mask)[:, len(start) :]  # (b, L, d) of the tokens behind the opening one
+            for i, states in zip(chosen, own.float().cpu().numpy()):
                 vectors[i] = _mean_by_word(states, owners[i], len(sentences[i]))
         return vectors
 
-    def _check_encode(self, texts, tokenizer, batch_size):
-        check_positive("batch_size", batch_size)
-        if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-            raise ValueError("tokenizer: encoding needs bos_token and eos_token; set both.")
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"item {number} of the input is not text (or, for encode_words, not a list of words)."
-                )
-            check_text(f"item {number} of the input", text)
-
-    def _sentence_ids(self, text, tokenizer) -> list[int]:
-        ids = text_ids(text, tokenizer)
-        return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-
-    def _truncate(self, rows):
-        limit = self.config.max_position_embeddings
-        too_long = sum(len(row) > limit for row in rows)
-        if too_long:
-            logger.warning("%d of %d texts are longer than %d tokens and lose their end.", too_long, len(rows), limit)
-        return [row if len(row) <= limit else row[: limit - 1] + row[-1:] for row in rows]
-
-    def _forward_sorted(self, rows, tokenizer, batch_size, show_progress_bar):
+    def _forward_sorted(self, rows, batch_size, show_progress_bar):
         """Yields (row numbers, last hidden states (b, L, d), mask (b, L)), longest rows first, so padding is small."""
+        check_positive("batch_size", batch_size)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         hide = len(batches) <= 4 if show_progress_bar is None else not show_progress_bar
         for chosen in tqdm(batches, desc="encode", disable=hide):
-            length = len(rows[chosen[0]])
-            ids = torch.zeros(len(chosen), length, dtype=torch.long)  # any valid id will do where the mask is 0
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(chosen):
-                ids[row, : len(rows[i])] = torch.tensor(rows[i])
-                mask[row, : len(rows[i])] = 1
-            ids, mask = ids.to(self.device), mask.to(self.device)
+            ids, mask = padded([rows[i] for i in chosen], self.device)
             outputs = self.model(ids, attention_mask=mask, attention_mode="bidirectional")
             yield chosen, outputs.last_hidden_state, mask
 
@@ -176,24 +216,66 @@ def pooled(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: s
     return hidden_states[torch.arange(len(last), device=last.device), last]
 
 
-def _are_words(words) -> bool:
-    return isinstance(words, (list, tuple)) and len(words) > 0 and all(isinstance(w, str) and w.strip() for w in words)
+def own_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Moves each output one to the right, onto the token it represents; a row's first real token keeps its own."""
+    shifted = torch.cat([hidden_states[:, :1], hidden_states[:, :-1]], dim=1)  # (B, L, d)
+    if attention_mask is None:
+        return shifted
+    left_is_real = torch.nn.functional.pad(attention_mask, (1, 0))[:, :-1].bool()  # (B, L)
+    return torch.where(left_is_real[..., None], shifted, hidden_states)
 
 
-def _tokens_of_words(words, tokenizer):
-    """Ids with [BOS] and, for each token behind it, the number of the word it belongs to."""
-    text = " ".join(words)
+def _tokens_of_words(words: list[str], tokenizer) -> tuple[list[int], np.ndarray]:
+    """Token ids and, for each token, the number of the word it belongs to."""
     # a word owns the space before it: rare characters follow a token that is only that space
     word_of_char = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])[1:]
-    encoded = encoded_text(text, tokenizer, return_offsets_mapping=True)
+    encoded = literal_tokenizer(tokenizer).encode(" ".join(words), add_special_tokens=False)
     # a token's last character: "Ġcat" may start on the space, but always ends inside its word
-    owner = [int(word_of_char[max(end - 1, 0)]) for _, end in encoded["offset_mapping"]]
-    return [tokenizer.bos_token_id, *encoded["input_ids"]], np.array(owner)
+    owner = [int(word_of_char[max(end - 1, 0)]) for _, end in encoded.offsets]
+    return encoded.ids, np.array(owner)
 
 
-def _mean_by_word(states, owner, n_words) -> np.ndarray:
-    """states (L, d): row i represents token i+1, which is owner[i]'s. Returns (n_words, d)."""
+def _mean_by_word(states: np.ndarray, owner: np.ndarray, n_words: int) -> np.ndarray:
+    """Means (n_words, d) of the tokens' states (L, d) that are each word's."""
     sums = np.zeros((n_words, states.shape[1]), dtype=np.float32)
     np.add.at(sums, owner, states[: len(owner)])
     counts = np.bincount(owner, minlength=n_words).astype(np.float32)
     return sums / np.maximum(counts, 1)[:, None]
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_tokenizer(tokenizer, config) -> None:
+    """Raises `ValueError` for what is no fast tokenizer, or one whose tokens the model does not have."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"tokenizer={tokenizer!r:.80}: must be the checkpoint's tokenizer, AutoTokenizer.from_pretrained(...)."
+        )
+    if not tokenizer.is_fast:
+        raise ValueError(f"tokenizer: {type(tokenizer).__name__} is a slow one; load it with AutoTokenizer.")
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"tokenizer: has {len(tokenizer)} tokens, the model vocab_size={config.vocab_size}. Use the checkpoint's own, or "
+            "resize_token_embeddings()."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer: has no eos_token, which ends what is encoded and what is infilled. Set one.")
+
+
+def check_text(where: str, text) -> None:
+    """Half of a surrogate pair, as broken UTF-16 leaves it, is no text; the tokenizer's own error does not say so."""
+    if not isinstance(text, str):
+        raise ValueError(f"{where}={text!r:.80}: must be a string.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the character at {error.start} is half of a surrogate pair; clean the text with "
+            "text.encode('utf-8', 'replace').decode()."
+        ) from None
+
+
+def check_positive(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: must be a positive integer.")

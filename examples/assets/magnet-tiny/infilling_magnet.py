@@ -1,52 +1,659 @@
-"""infill(), infill_stream() and score_infill(): gaps in a text are filled from both sides (sections 3.1 and 4.3).
+"""infill() and score_infill(): gaps in a text are filled from both sides (sections 3.1 and 4.3).
 
-`gaps_magnet.py` and `seams_magnet.py` read and join texts, `filling_magnet.py` goes through their gaps,
-`decoding_magnet.py` and `rules_magnet.py` write fills, `scoring_magnet.py` and `selection_magnet.py` rank them,
-`streaming_magnet.py` tells of them while they are written.
+Three ideas: what may be said of a gap and how its text is read; how the caller's text and a fill join; how fills are
+written by stock `generate()`. Given tokens are scored in `scoring_magnet.py`.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache, StaticCache
 
-from .decoding_magnet import Decoder
-from .filling_magnet import Filler
-from .gaps_magnet import Document, Gap, InfilledGap, check_positive, check_text, read_document
-from .seams_magnet import context_ids, fill_ids, fill_text
-from .selection_magnet import SELECTIONS, Choice
-from .streaming_magnet import InfillEvent, InfillStreamer, stream_events
+from .encoding_magnet import check_positive, check_text, check_tokenizer, padded, start_ids, text_ids
+from .scoring_magnet import continuation_logprobs, span_logprobs
 
-OWN_ARGUMENTS = {
-    "attention_mask",
-    "attention_mode",
-    "eos_token_id",
-    "input_ids",
-    "inputs_embeds",
-    "max_length",
-    "output_logits",
-    "output_scores",
-    "past_key_values",
-    "position_ids",
-    "prefill_chunk_size",
-    "return_dict_in_generate",
-    "span_ids",
-    "span_mask",
-    "use_cache",
-}
-PROMPT_READERS = {
-    "assistant_early_exit",
-    "assistant_model",
-    "custom_generate",
-    "guidance_scale",
-    "negative_prompt_ids",
-    "prompt_lookup_num_tokens",
-}
+# ------------------------------------------------------------------------------------------ what may be said of a gap
+
+
+@dataclass
+class Gap:
+    """
+    A gap in a list of parts, `["Tom was hungry.", Gap(length=8), " He was full."]`. What is left out is the call's.
+
+    Args:
+        length (`int`, `(int, int)` or `"auto"`, *optional*): Exact number of tokens; fewest and most; or until the model
+            ends the gap by itself.
+        max_new_tokens (`int`, *optional*): Most tokens of a gap with `length="auto"`.
+        min_new_tokens (`int`, *optional*): Fewest tokens of a gap with `length="auto"`; 0 allows an empty fill.
+        name (`str`, *optional*): Found again in the result; in a string, `<|gap:name|>`.
+        prefix (`str`, *optional*): The fill starts with this; neither `stop` nor trimming takes any of it.
+        stop (`str` or list of `str`, *optional*): Ends a fill behind its first `"sentence"` or `"line"`, or before the
+            first of these strings.
+        candidates (list of `str`, *optional*): The fill is the best of these; nothing is generated, nothing stopped or
+            trimmed.
+    """
+
+    length: int | tuple[int, int] | Literal["auto"] | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    name: str | None = None
+    prefix: str | None = None
+    stop: str | list[str] | None = None
+    candidates: list[str] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the model decides where the fill ends."""
+        return not isinstance(self.length, int)
+
+    def limits(self) -> tuple[int, int]:
+        """Fewest and most tokens."""
+        if isinstance(self.length, int):
+            return self.length, self.length
+        return (self.min_new_tokens, self.max_new_tokens) if self.length == "auto" else tuple(self.length)
+
+    def completed(self, other: "Gap") -> "Gap":
+        """This gap, with what it leaves open taken from another."""
+        return replace(self, **{key: value for key, value in vars(other).items() if getattr(self, key) is None})
+
+
+@dataclass
+class InfilledGap:
+    """
+    One filled gap.
+
+    Attributes:
+        text (`str`): The fill, as it stands in the whole text.
+        token_ids (`list[int]`): Its tokens, without the end token.
+        finish_reason (`str`): `"exact_length"`, `"end_token"`, `"stop"`, `"candidate"`, or `"max_tokens"`: the budget ran
+            out, and the fill may break off in mid-sentence.
+        name (`str`, *optional*): The gap's name.
+        span (`tuple[int, int]`): Where the fill stands in the whole text, in characters.
+        token_logprobs (`list[float]`, *optional*): Log-probability of each token under the model, in nats, before any
+            sampling setting.
+        end_logprob (`float`, *optional*): That of the end token behind the fill.
+        join_score (`float`, *optional*): How well the text goes on behind the fill: mean log-probability of the next
+            `join_tokens` tokens of the text under the base model, in nats.
+        joint_score (`float`, *optional*): Log-probability of fill and those tokens together under the base model.
+        trimmed (`str`): What was taken off the fill's end because the text behind it says the same.
+        score (`float`, *optional*): What alternatives are sorted by.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    name: str | None = None
+    span: tuple[int, int] = (0, 0)
+    token_logprobs: list[float] | None = field(default=None, compare=False)
+    end_logprob: float | None = field(default=None, compare=False)
+    join_score: float | None = field(default=None, compare=False)
+    joint_score: float | None = field(default=None, compare=False)
+    trimmed: str = ""
+    score: float | None = field(default=None, compare=False)
+
+
+@dataclass
+class InfillOutput:
+    """A whole text, the caller's own characters verbatim, and its gaps from left to right."""
+
+    text: str
+    gaps: list[InfilledGap]
+
+    def __getitem__(self, name: str) -> InfilledGap:
+        """The gap of that name."""
+        for gap in self.gaps:
+            if gap.name == name:
+                return gap
+        raise KeyError(f"no gap is named {name!r}; there are {[gap.name for gap in self.gaps if gap.name]}")
+
+
+@dataclass
+class Document:
+    """A text with gaps: `texts[i]`, `gaps[i]`, `texts[i + 1]`, ...; `fills[i]` is None until gap i is filled."""
+
+    texts: list[str]
+    gaps: list[Gap]
+    ids: list[list[int]] = field(default_factory=list)  # tokens of each text; what opens a text is in the first
+    fills: list[InfilledGap | None] = field(default_factory=list)
+
+    def layout(self, offsets: list[int]) -> tuple[list[int], list[int], dict[int, int]]:
+        """Tokens and positions of the context, and for each open gap the index at which it stands. Behind a gap of exact
+        length the text goes on where it would; a free one reserves the smallest trained offset that holds it."""
+        ids, positions, index_of, position = [], [], {}, 0
+        for i, text_ids_ in enumerate(self.ids):
+            known = (self.fills[i - 1].token_ids if i > 0 and self.fills[i - 1] else []) + text_ids_
+            ids += known
+            positions += range(position, position + len(known))
+            position += len(known)
+            if i < len(self.gaps) and self.fills[i] is None:
+                index_of[i] = len(ids)
+                gap, (_, most) = self.gaps[i], self.gaps[i].limits()
+                position += next((offset for offset in offsets if offset >= most), most) if gap.is_free else most
+        return ids, positions, index_of
+
+    def left_ids(self, gap: int) -> list[int]:
+        """All tokens left of a gap; gaps that are still open are passed over."""
+        ids = list(self.ids[0])
+        for fill, text in zip(self.fills[:gap], self.ids[1 : gap + 1]):
+            ids += (fill.token_ids if fill else []) + text
+        return ids
+
+    def with_fill(self, gap: int, fill: InfilledGap) -> "Document":
+        return replace(self, fills=[*self.fills[:gap], replace(fill), *self.fills[gap + 1 :]])
+
+    def with_length(self, gap: int, length: int) -> "Document":
+        """The document with a gap of exact length in place of a free one."""
+        return replace(self, gaps=[*self.gaps[:gap], replace(self.gaps[gap], length=length), *self.gaps[gap + 1 :]])
+
+    def output(self) -> InfillOutput:
+        text = self.texts[0]
+        for gap, fill, right in zip(self.gaps, self.fills, self.texts[1:]):
+            fill.name, fill.span = gap.name, (len(text), len(text) + len(fill.text))
+            text += fill.text + right
+        return InfillOutput(text, self.fills)
+
+
+def split_at_gaps(text: str, gap_token: str) -> list[str | Gap]:
+    r"""
+    Splits a string at its gap markers. A backslash before a marker makes it text; two make one backslash and a gap. A
+    marker that ends in `|>` may name its gap, `<|gap:name|>`; a name is a Python identifier.
+    """
+    marker = re.escape(gap_token)
+    if gap_token.endswith("|>"):
+        marker = re.escape(gap_token[:-2]) + r"(?::(?P<name>[^|<>]*))?" + re.escape("|>")
+    parts, written, end = [], "", 0
+    for match in re.finditer(r"(?P<slashes>\\*)(?P<marker>" + marker + ")", text):
+        backslashes, name = len(match["slashes"]), match.groupdict().get("name")
+        written += text[end : match.start()] + "\\" * (backslashes // 2)
+        end = match.end()
+        if backslashes % 2:
+            written += match["marker"]
+            continue
+        if name is not None and not name.isidentifier():
+            raise ValueError(
+                f"{match['marker']}: a gap's name must be of letters, digits and underscores. Rename it, or put a "
+                "backslash before the marker to have it as text."
+            )
+        parts += [written, Gap(name=name)]
+        written = ""
+    return [*parts, written + text[end:]]
+
+
+def read_document(where: str, parts: str | list, gap_token: str, defaults: Gap, named: Mapping[str, Gap]) -> Document:
+    """Makes a document of a string with markers or of a list of strings and gaps; raises where it has no clear gap."""
+    if isinstance(parts, str):
+        parts = split_at_gaps(parts, gap_token)
+    if not isinstance(parts, (list, tuple)):
+        raise ValueError(f"{where}: {parts!r:.80} is neither a string nor a list of strings and Gaps.")
+    texts, gaps = [""], []
+    for part in parts:
+        if isinstance(part, Gap):
+            gaps.append(part.completed(named.get(part.name, Gap())).completed(defaults))
+            texts.append("")
+        else:
+            check_text(where, part)
+            texts[-1] += part
+    names = [gap.name for gap in gaps if gap.name is not None]
+    if not gaps:
+        raise ValueError(f"{where}: no gap. Mark one with {gap_token!r}, or use generate() to continue a text.")
+    if not all(texts[1:-1]):
+        raise ValueError(
+            f"{where}: two gaps touch, so nothing says where one ends. Make them one, or put text between."
+        )
+    if not any(texts):
+        raise ValueError(f"{where}: no text around the gap. Use generate() to write from nothing.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: the gaps are named {names}: a name may be there once.")
+    for gap in gaps:
+        check_gap(where, gap)
+    return Document(texts, gaps, fills=[None] * len(gaps))
+
+
+def check_gap(where: str, gap: Gap) -> None:
+    """Raises `ValueError` for a length, a stop, a prefix or candidates that mean nothing."""
+    if gap.length != "auto" and not isinstance(gap.length, (tuple, list)):
+        check_positive(f"{where}: length", gap.length)
+    limits = gap.limits()
+    integers = len(limits) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in limits)
+    if not integers or not 0 <= limits[0] <= limits[1] or limits[1] < 1:
+        raise ValueError(
+            f"{where}: fewest and most tokens are {limits!r} (length, or min_new_tokens and max_new_tokens): must be two "
+            "integers, 0 <= fewest <= most and 1 <= most."
+        )
+    strings = isinstance(gap.stop, (list, tuple)) and gap.stop and all(isinstance(s, str) and s for s in gap.stop)
+    if gap.stop not in (None, "sentence", "line") and not strings:
+        raise ValueError(f"{where}: stop={gap.stop!r}: must be 'sentence', 'line' or a list of non-empty strings.")
+    if gap.candidates is not None and (not isinstance(gap.candidates, (list, tuple)) or not gap.candidates):
+        raise ValueError(f"{where}: candidates={gap.candidates!r}: must be a list of strings that is not empty.")
+    if gap.candidates and gap.prefix:
+        raise ValueError(f"{where}: prefix={gap.prefix!r}: the candidates are whole fills. Leave the prefix out.")
+    for text in (*(gap.candidates or ()), gap.prefix or ""):
+        check_text(f"{where}: candidates or prefix", text)
+
+
+# -------------------------------------------------------------------------------- seams: how the text and a fill join
+
+SENTINELS = ("\n", ".", "a")  # put before a piece of text that continues a document, see continuation_ids
+SENTENCE_END = re.compile(r"""[.!?…؟।]+["'”’)\]]*(?=\s)|[。！？]+[”’」』]*""")
+LINE_END = re.compile(r"(?<=[^\r\n])[\r\n]")
+OVERLAP_CHARACTERS, OVERLAP_WORDS = 12, 3  # a shorter repetition of the text behind may be meant
+HALF_CHARACTER = "\ufffd"  # what bytes that are no whole character are decoded to
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece spells a byte; it begins no text that begins with "<"
+
+
+def healed(text: str) -> str:
+    """The text left of a gap without its one trailing space: a word carries the space before it, so a lone space would be
+    followed by a token the model never saw there."""
+    return text[:-1] if text.endswith(" ") and len(text) > 1 else text
+
+
+def context_ids(document: Document, config, tokenizer) -> list[list[int]]:
+    """Token ids of each text, special tokens spelt out in them being text."""
+    pieces = [healed(text) for text in document.texts[:-1]] + document.texts[-1:]
+    first = start_ids(config, tokenizer) + text_ids(pieces[0], tokenizer)
+    return [first] + [continuation_ids(piece, tokenizer) for piece in pieces[1:]]
+
+
+def continuation_ids(text: str, tokenizer) -> list[int]:
+    """
+    Ids of a text that goes on after something else. Alone, a SentencePiece tokenizer would put a space before it; so a
+    sentinel is put before it and its tokens dropped, the first sentinel that does not merge with the text.
+    """
+    for sentinel in SENTINELS if text else ():
+        alone, both = text_ids(sentinel, tokenizer), text_ids(sentinel + text, tokenizer)
+        if both[: len(alone)] == alone:
+            return both[len(alone) :]
+    return text_ids(text, tokenizer)
+
+
+def fill_ids(text: str, document: Document, gap: int, tokenizer) -> list[int]:
+    """Ids of a given fill, as the model would have written it: with the space that was healed off its left."""
+    left = document.texts[gap]
+    if not text or not left:
+        return text_ids(text, tokenizer)
+    return continuation_ids(" " + text if healed(left) != left else text, tokenizer)
+
+
+def fill_text(ids: list[int], document: Document, gap: int, tokenizer) -> str:
+    """The fill's characters; its first space is neither lost nor doubled."""
+    left, prefix = document.texts[gap], document.gaps[gap].prefix or ""
+    behind = text_ids("a", tokenizer) if left else []  # a SentencePiece decoder takes the first space off a text
+    text = tokenizer.decode(behind + ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = text.removeprefix("a") if left else text
+    spaced = (not left or left.endswith(" ")) and not prefix.startswith(" ")
+    return text.removeprefix(" ") if spaced or healed(left) != left else text
+
+
+def cut_at(text: str, gap: Gap) -> int | None:
+    """Where `gap.stop` ends a text that is being written, or None; behind the prefix, which always stays."""
+    first = len(gap.prefix or "")
+    if gap.stop is None or len(text) < first:
+        return None
+    if gap.stop == "line":
+        match = LINE_END.search(text, first)
+        return match and match.start()
+    if gap.stop == "sentence":
+        return next((match.end() for match in SENTENCE_END.finditer(text) if match.end() > first), None)
+    return min((at for at in (text.find(string, first) for string in gap.stop) if at >= 0), default=None)
+
+
+def overlap(text: str, right: str) -> int:
+    """
+    How many characters at the end of a fill say what the text behind it says again. Models that see the right context
+    like to repeat it; one or two words may be chance.
+    """
+    for length in range(min(len(text), len(right)), 0, -1):
+        repeated = right[:length]
+        inside_left = length < len(text) and text[-length].isalnum() and text[-length - 1].isalnum()
+        inside_right = repeated[-1].isalnum() and right[length : length + 1].isalnum()
+        if text.endswith(repeated) and not inside_left and not inside_right:
+            return length if length >= OVERLAP_CHARACTERS or len(repeated.split()) >= OVERLAP_WORDS else 0
+    return 0
+
+
+def start_tokens(ids: list[int], tokenizer) -> list[set[int]]:
+    """What a fill's first tokens may be so that it starts with a text: its own tokens, and in place of the last one any
+    token that goes on from there ("run" may become "running")."""
+    last = tokenizer.convert_ids_to_tokens(ids[-1])
+    longer = {
+        id for token, id in tokenizer.get_vocab().items() if token.startswith(last) and not BYTE.fullmatch(token)
+    }
+    return [{id} for id in ids[:-1]] + [longer - set(tokenizer.all_special_ids) | {ids[-1]}]
+
+
+# ------------------------------------------------------------------------------------------------ how fills are written
+
+STATIC_STEP = 64  # a static cache holds a multiple of this many tokens, so that few lengths are compiled
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+
+
+@dataclass
+class Job:
+    """One gap to be written `copies` times; `target` is whose it is. The rest is the rule its rows keep to: how many
+    tokens, whether END may be one, and what the first ones must be."""
+
+    document: Document
+    gap: int
+    copies: int
+    target: int
+    shortest: int = 0
+    longest: int = 0
+    ends: bool = False
+    start: list[set[int]] = field(default_factory=list)
+
+
+class GapRules(LogitsProcessor):
+    """Keeps every row of one `generate()` call to its job's rule; beams and alternatives of a row lie side by side."""
+
+    def __init__(self, jobs: list[Job], prompt_length: int, end: int, never: set[int]):
+        self.jobs, self.prompt_length, self.end = jobs, prompt_length, end
+        self.never = torch.tensor(sorted(never), dtype=torch.long)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        written, copies = input_ids.shape[1] - self.prompt_length, len(input_ids) // len(self.jobs)
+        scores = scores.index_fill(1, self.never.to(scores.device), -torch.inf)  # a copy: generate() may keep its own
+        for row in range(len(scores)):
+            job = self.jobs[row // copies]
+            if written < len(job.start):
+                allowed = sorted(job.start[written])
+                kept = scores[row, allowed]
+                scores[row] = -torch.inf
+                scores[row, allowed] = kept
+            if not job.ends or written < job.shortest:
+                scores[row, self.end] = -torch.inf
+        return scores
+
+
+class GapStops(StoppingCriteria):
+    """Ends each row at its job's most tokens, or where the gap's `stop` is written."""
+
+    def __init__(self, jobs: list[Job], prompt_length: int, tokenizer):
+        self.jobs, self.prompt_length, self.tokenizer = jobs, prompt_length, tokenizer
+
+    def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
+        fills, copies = input_ids[:, self.prompt_length :], len(input_ids) // len(self.jobs)
+        return torch.tensor(
+            [self._is_done(self.jobs[row // copies], fill) for row, fill in enumerate(fills)], device=input_ids.device
+        )
+
+    def _is_done(self, job: Job, fill: torch.Tensor) -> bool:
+        gap = job.document.gaps[job.gap]
+        if len(fill) >= job.longest or gap.stop is None:
+            return len(fill) >= job.longest
+        return cut_at(fill_text(fill.tolist(), job.document, job.gap, self.tokenizer), gap) is not None
+
+
+class Writer:
+    """
+    Fills gaps with stock `generate()`: rows of one call are gaps, each with a rule of its own.
+
+    No hybrid mask is needed. Context tokens never attend to a span, so their keys and values are computed once, by one
+    bidirectional forward, each at its true position; a span token attends to all of them and to its own past, which is
+    what a cached causal step does. The first span token is predicted by the context token left of the gap: that token is
+    taken out of the cache and fed once more, as the last token of generate()'s prompt. This equals the full hybrid
+    forward.
+
+    Args:
+        model (`Magnet*ForCausalLM`): In eval mode.
+        tokenizer ([`PreTrainedTokenizerBase`]): A fast one.
+        generate_kwargs (`dict`): What the caller wants `generate()` to be told.
+        batch_size (`int`): Rows of a call.
+        join_tokens (`int`): Tokens of the text behind a gap that count in a join score.
+        details (`bool`): Whether all scores are wanted; costs the logits of every step.
+    """
+
+    def __init__(self, model, tokenizer, generate_kwargs, batch_size=32, join_tokens=16, details=True):
+        config = generate_kwargs.get("generation_config") or model.generation_config
+        self.model, self.tokenizer, self.generate_kwargs = model, tokenizer, generate_kwargs
+        self.batch_size, self.join_tokens, self.details = batch_size, join_tokens, details
+        self.beams = generate_kwargs.get("num_beams", config.num_beams) or 1
+        self.is_static = generate_kwargs.get("cache_implementation", config.cache_implementation) == "static"
+        self.offsets = sorted(model.config.infill_free_offsets)
+        self.can_end = model.config.infill_end_token_id is not None
+        self.end = model.config.infill_end_token_id if self.can_end else tokenizer.eos_token_id
+        self.control = set(tokenizer.all_special_ids) | {self.end}
+        self.pad = min(
+            self.control - {self.end}, default=self.end
+        )  # not END, or a row that was stopped seems to have ended
+
+    def fill(self, targets: list[tuple[Document, int]], copies: int, wanted: int) -> list[list[InfilledGap]]:
+        """For each document and gap the `wanted` best of `copies` fills, or of its candidates."""
+        jobs, found = [], [[] for _ in targets]
+        for number, (document, gap) in enumerate(targets):
+            if document.gaps[gap].candidates is not None:
+                found[number] = self._given(document, gap)
+            elif self.can_end or not document.gaps[gap].is_free:
+                jobs.append(Job(document, gap, copies, number))
+            else:  # no end was trained: several lengths are written, and the best is kept
+                fewest, most = document.gaps[gap].limits()
+                lengths = {max(fewest, 1), most, *(n for n in LENGTHS if fewest < n < most)}
+                jobs += [Job(document.with_length(gap, n), gap, copies, number) for n in sorted(lengths)]
+        for job, fill in self._write(jobs):
+            found[job.target].append(fill)
+        ranked = []
+        for (document, gap), fills in zip(targets, found):
+            if len(fills) < wanted:
+                raise ValueError(f"num_return_sequences={wanted}: gap {gap} has only {len(fills)} candidates.")
+            ranked.append(self._ranked(document, gap, fills)[:wanted])
+        return ranked
+
+    # ------------------------------------------------------------------------------------------------ which is best
+
+    def _ranked(self, document: Document, gap: int, fills: list[InfilledGap]) -> list[InfilledGap]:
+        """
+        The best first. Fills of different lengths cannot be compared by their own likelihood: its sum prefers short
+        fills, its mean generic ones. What stands behind the gap is the same for all, so its likelihood under the base
+        model can: the join score. Given candidates are ranked by that and their own; beam search has its own order.
+        """
+        given, is_free = document.gaps[gap].candidates is not None, document.gaps[gap].is_free
+        in_order = self.beams > 1 and not given and (self.can_end or not is_free)
+        if not self.details and (in_order or len(fills) == 1):
+            return fills
+        self.score_joins(document, gap, fills)
+        if in_order:
+            return fills
+        for fill in fills:
+            if fill.join_score is None:  # no text behind: only their own likelihood is left
+                fill.score = fill.joint_score / len(fill.token_ids) if fill.token_ids else -float("inf")
+            else:
+                fill.score = fill.joint_score if given else fill.join_score
+        return sorted(fills, key=lambda fill: -fill.score)
+
+    def score_joins(self, document: Document, gap: int, fills: list[InfilledGap]) -> None:
+        """Sets `join_score` and `joint_score` of each fill; the text left of the gap is read once for all."""
+        right = document.ids[gap + 1][: self.join_tokens]
+        rows = [fill.token_ids + right for fill in fills]
+        for fill, each in zip(fills, continuation_logprobs(self.model, document.left_ids(gap), rows, self.batch_size)):
+            behind = each[len(fill.token_ids) :]
+            fill.join_score = sum(behind) / len(behind) if behind else None
+            fill.joint_score = sum(each)
+
+    def logprobs(self, document: Document, gap: int, tokens: list[int], end: int | None = None):
+        """Log-probabilities of a given fill's tokens, and of `end` behind it, in the gap as it is laid out."""
+        ids, positions, index_of = document.layout(self.offsets)
+        return span_logprobs(self.model, ids, positions, index_of[gap], tokens, end)
+
+    def _given(self, document: Document, gap: int) -> list[InfilledGap]:
+        rows = [(text, fill_ids(text, document, gap, self.tokenizer)) for text in document.gaps[gap].candidates]
+        fills = [InfilledGap(text, ids, "candidate") for text, ids in rows]
+        for fill in fills if self.details else ():
+            exact = document.with_length(gap, max(len(fill.token_ids), 1))
+            fill.token_logprobs, _ = self.logprobs(exact, gap, fill.token_ids)
+        return fills
+
+    # ---------------------------------------------------------------------------------------------- generate() calls
+
+    def _write(self, jobs: list[Job]):
+        """Yields (job, fill) for each copy of each job: calls of jobs that one can hold, the longest contexts together."""
+        groups = {}
+        for job in jobs:
+            gap = job.document.gaps[job.gap]
+            job.shortest, job.longest = gap.limits()
+            job.ends, job.start = gap.is_free, self._start(job, gap)
+            job.shortest = max(job.shortest, len(job.start) if gap.prefix else 0)
+            groups.setdefault(job.longest if self.beams > 1 else None, []).append(job)  # beams end at one length
+        for group in groups.values():
+            group.sort(key=lambda job: -sum(map(len, job.document.ids)))
+            rows = max(1, self.batch_size // max(group[0].copies, self.beams))
+            for first in range(0, len(group), rows):
+                yield from self._generate(group[first : first + rows])
+
+    def _start(self, job: Job, gap: Gap) -> list[set[int]]:
+        """The prefix, and the space that was healed off the text to the left: a fill behind it begins a word."""
+        left = job.document.texts[job.gap]
+        if gap.prefix:
+            return start_tokens(fill_ids(gap.prefix, job.document, job.gap, self.tokenizer), self.tokenizer)
+        if healed(left) == left:
+            return []
+        (space,) = start_tokens(continuation_ids(" ", self.tokenizer)[:1], self.tokenizer)
+        return [space | {self.end}]  # where the fill may be empty
+
+    def _generate(self, jobs: list[Job]):
+        """One `generate()` call; yields (job, fill) for each copy of each job."""
+        # a document with several gaps is read once
+        documents = list({id(job.document): job.document for job in jobs}.values())
+        layouts = [document.layout(self.offsets) for document in documents]
+        ids, mask = padded([ids for ids, _, _ in layouts], self.model.device)  # (D, C)
+        positions, _ = padded([positions for _, positions, _ in layouts], self.model.device)
+        if ids.shape[1] == 1:  # one token is fed again, and a cache must hold something
+            ids, mask, positions = (torch.nn.functional.pad(values, (0, 1)) for values in (ids, mask, positions))
+        cache = DynamicCache()  # not DynamicCache(config=...), which would drop what a sliding window no longer sees
+        inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        self.model.model(ids, **inputs, attention_mode="bidirectional")
+
+        number_of = {id(document): number for number, document in enumerate(documents)}
+        rows = torch.tensor([number_of[id(job.document)] for job in jobs], device=ids.device)  # (R,)
+        left = torch.tensor([[layouts[row][2][job.gap] - 1] for row, job in zip(rows, jobs)], device=ids.device)
+        others = torch.arange(ids.shape[1] - 1, device=ids.device).expand(len(jobs), -1)
+        others = others + (others >= left)  # (R, C - 1): all but the left neighbour
+        order = torch.cat([others, left], dim=1)
+        ids, positions, mask = (values[rows].gather(1, order) for values in (ids, positions, mask))  # (R, C)
+        copies = max(self.beams, jobs[0].copies)
+        arguments = self._arguments(jobs, ids.shape[1])
+        if self.model.model.window is not None:
+            arguments["context_position_ids"] = positions[:, :-1]
+        outputs = self.model.generate(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self._expanded(cache, rows, others, copies, max(job.longest for job in jobs)),
+            attention_mode="hybrid",
+            num_return_sequences=jobs[0].copies,
+            **arguments,
+        )
+        fills = outputs.sequences[:, ids.shape[1] :].tolist()
+        each = [None] * len(fills)
+        if self.details:  # under the model itself, before processors and temperature
+            beams = getattr(outputs, "beam_indices", None)  # of beam search only
+            each = self.model.compute_transition_scores(
+                outputs.sequences, outputs.logits, beams, normalize_logits=True
+            ).tolist()
+        for number, (tokens, logprobs) in enumerate(zip(fills, each)):
+            job = jobs[number // jobs[0].copies]
+            yield job, self._finished(job, tokens, logprobs)
+
+    def _expanded(self, cache: DynamicCache, rows, others, copies: int, longest: int):
+        """
+        The cache of `generate()`'s rows: what each attends to, (R, C - 1) slots of its context's. generate() expands its
+        inputs, not a given cache. A static cache is filled from the dynamic one, because a context that is read into it
+        would attend to slots that hold nothing yet.
+        """
+        rows, others = rows.repeat_interleave(copies), others.repeat_interleave(copies, dim=0)
+        room = -(-(others.shape[1] + longest) // STATIC_STEP) * STATIC_STEP
+        room = max(room, self.generate_kwargs.get("max_cache_len") or 0)
+        static = StaticCache(self.model.config, max_cache_len=room) if self.is_static else None
+        for number, layer in enumerate(cache.layers):
+            states = (states[rows[:, None], :, others].transpose(1, 2) for states in (layer.keys, layer.values))
+            if static is None:
+                layer.keys, layer.values = states
+            else:
+                static.update(*states, number)
+        return cache if static is None else static
+
+    def _arguments(self, jobs: list[Job], prompt_length: int) -> dict:
+        """Control tokens are never written into a text; the end token alone may be predicted, in a free gap."""
+        never = self.control - ({self.end} if any(job.ends for job in jobs) else set())
+        given = self.generate_kwargs
+        return given | {
+            "max_new_tokens": max(job.longest for job in jobs),
+            "eos_token_id": self.end,
+            "pad_token_id": self.pad,
+            "return_dict_in_generate": True,
+            "output_logits": self.details,
+            "tokenizer": self.tokenizer,  # for stop_strings
+            "use_cache": True,  # a model fresh from training may have it off, which would feed the context twice
+            "cache_implementation": None,  # generate() is given the cache
+            "max_cache_len": None,
+            "logits_processor": LogitsProcessorList(
+                [*(given.get("logits_processor") or []), GapRules(jobs, prompt_length, self.end, never)]
+            ),
+            "stopping_criteria": StoppingCriteriaList(
+                [*(given.get("stopping_criteria") or []), GapStops(jobs, prompt_length, self.tokenizer)]
+            ),
+        }
+
+    # ------------------------------------------------------------------------------------------- from tokens to a fill
+
+    def _finished(self, job: Job, tokens: list[int], logprobs: list[float] | None) -> InfilledGap:
+        """The fill as it stands in the text: cut where the gap's rule says, without what the text behind repeats."""
+        document, gap, options = job.document, job.gap, job.document.gaps[job.gap]
+        count = next((i for i, token in enumerate(tokens) if token in self.control), len(tokens))
+        has_ended = count < len(tokens) and tokens[count] == self.end
+        whole = text = fill_text(tokens[:count], document, gap, self.tokenizer)
+        prefix, right, cut, trimmed = options.prefix or "", document.texts[gap + 1], cut_at(whole, options), ""
+        if cut is not None:
+            text, reason = text[:cut], "stop"
+        elif count == job.longest:
+            reason = "max_tokens" if options.is_free else "exact_length"
+        else:  # or a criterion of the caller's ended it
+            reason = "end_token" if has_ended else "stop"
+        if reason != "exact_length":
+            text = text.rstrip(HALF_CHARACTER)
+            if repeated := overlap(text[len(prefix) :], right):
+                text, trimmed = text[:-repeated], text[-repeated:]
+        if right[:1].isspace():  # the text behind has its own space; a prefix that was asked for stays whole
+            text = prefix + text[len(prefix) :].rstrip()
+        fill = InfilledGap(text, tokens[:count], reason, trimmed=trimmed)
+        if logprobs is not None:
+            fill.token_logprobs = logprobs[:count]
+            fill.end_logprob = logprobs[count] if reason == "end_token" else None
+        if text != whole:
+            self._retokenize(fill, document, gap)
+        return fill
+
+    def _retokenize(self, fill: InfilledGap, document: Document, gap: int) -> None:
+        """Gives a fill that was cut its tokens: the first ones written, or, where a token was cut, those of its text."""
+        written = fill.token_ids
+        for kept in range(len(written), -1, -1):
+            if fill_text(written[:kept], document, gap, self.tokenizer) == fill.text:
+                fill.token_ids = written[:kept]
+                fill.token_logprobs = fill.token_logprobs and fill.token_logprobs[:kept]
+                break
+        else:
+            fill.token_ids = fill_ids(fill.text, document, gap, self.tokenizer)
+            if fill.token_logprobs is not None:
+                fill.token_logprobs, _ = self.logprobs(document, gap, fill.token_ids)
+        fill.end_logprob = None
+
+
+# ------------------------------------------------------------------------------------------------------ what users call
+
+# of generate(): what infill() sets itself, and what reads a prompt from left to right, which there is none of
+OWN_ARGUMENTS = set(
+    "attention_mask attention_mode context_position_ids eos_token_id input_ids inputs_embeds max_length output_logits "
+    "output_scores past_key_values position_ids prefill_chunk_size return_dict_in_generate span_ids span_mask use_cache".split()
+)
+PROMPT_READERS = set(
+    "assistant_early_exit assistant_model custom_generate guidance_scale negative_prompt_ids prompt_lookup_num_tokens".split()
+)
 
 
 class InfillingMixin:
-    """`infill()` for [`MagnetLlamaForCausalLM`]."""
+    """`infill()` and `score_infill()` for every `Magnet*ForCausalLM`."""
 
     Gap = Gap  # `model.Gap(length=8)`, for those who loaded the model by remote code and cannot import it
 
@@ -58,20 +665,17 @@ class InfillingMixin:
         *,
         length: int | tuple[int, int] | Literal["auto"] = "auto",
         max_new_tokens: int = 64,
-        min_new_tokens: int | None = None,
-        stop: str | list[str] | Callable[[str], int | None] | None = None,
+        min_new_tokens: int = 1,
+        stop: str | list[str] | None = None,
         gaps: Mapping[str, Gap] | None = None,
         order: Literal["sequential", "parallel"] = "sequential",
-        selection: str | Callable[[InfilledGap], float] = "auto",
         num_candidates: int | None = None,
         num_return_sequences: int = 1,
         join_tokens: int = 16,
-        avoid_copy: int | None = None,
-        chunk_size: int | None = None,
         batch_size: int = 32,
         gap_token: str = "<|gap|>",
         return_dict: bool = False,
-        streamer: InfillStreamer | None = None,
+        streamer=None,
         **generate_kwargs,
     ):
         r"""
@@ -79,40 +683,33 @@ class InfillingMixin:
 
         Args:
             inputs (`str`, `list[str | Gap]`, or a list of either):
-                A string with markers, the parts of a text with [`Gap`] objects between them, or a batch. Control tokens
+                A string with markers, the parts of a text with [`Gap`] objects between them, or a batch. Special tokens
                 spelt out in a text stay text; `\<|gap|>` is the marker as text, `<|gap:name|>` a gap with a name.
             tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer (a fast one).
             length (`int`, `(int, int)` or `"auto"`, *optional*, defaults to `"auto"`):
                 Exact number of tokens (the paper's layout: the right context stands right behind the gap), fewest and
                 most, or until the model predicts the end token, which a checkpoint trained with `gap_layout: mixed` has
-                learnt. One that has not searches: it fills gaps of several lengths and selects.
+                learnt. One that has not searches: it fills gaps of several lengths and keeps the best.
             max_new_tokens (`int`, *optional*, defaults to 64):
-                Most tokens with `length="auto"`. More than the trained offsets hold are written in chunks.
-            min_new_tokens (`int`, *optional*): Fewest tokens with `length="auto"`.
-            stop (`str`, list of `str` or callable, *optional*): Where to end fills, as in [`Gap`].
+                Most tokens with `length="auto"`; at most the largest of `config.infill_free_offsets`.
+            min_new_tokens (`int`, *optional*, defaults to 1): Fewest tokens with `length="auto"`.
+            stop (`str` or list of `str`, *optional*): Where to end fills, as in [`Gap`].
             gaps (mapping of `str` to [`Gap`], *optional*): What is said of named gaps.
             order (`str`, *optional*, defaults to `"sequential"`):
                 `"sequential"`: from left to right, each fill being context of the next. `"parallel"`: all gaps at once
                 from one prefill; fills do not see each other, as in training.
-            selection (`str` or callable, *optional*, defaults to `"auto"`):
-                How fills of a gap are ranked: `"join"`, by how well the text goes on behind them under the base model;
-                `"joint"`, by that and their own likelihood under it; `"end"`, by the probability of ending there;
-                `"mean_logprob"`; or a function of an [`InfilledGap`]. `"auto"`: the order of beam search, else `"join"`,
-                and `"joint"` among given candidates; so for `"end"` where no end is predicted. Without a text behind,
-                `"join"` and `"joint"` are the mean log-probability under the base model, and an empty fill comes last.
-            num_candidates (`int`, *optional*): Fills to write and rank (sampling or beams); defaults to
-                `num_return_sequences`.
+            num_candidates (`int`, *optional*): Fills to write by sampling or beams, of which the best are kept; defaults
+                to `num_return_sequences`. They are ranked by how well the text goes on behind them under the base model
+                (`join_score`), beams by their own order, given candidates by `joint_score`.
             num_return_sequences (`int`, *optional*, defaults to 1): Alternatives per text, the best first; in sequential
                 order by their first gap, whose alternatives are each continued with one fill of every later gap.
             join_tokens (`int`, *optional*, defaults to 16): Tokens of the text behind that count in a join score.
-            avoid_copy (`int`, *optional*): Length of n-grams of tokens right of a gap that its fill must not contain.
-            chunk_size (`int`, *optional*): Write fills in chunks of this many tokens, each becoming context of the next;
-                of fewer where a trained offset holds no more.
             batch_size (`int`, *optional*, defaults to 32): Rows of one `generate()` call, sorted by length. Each row
                 holds a copy of its context's keys and values.
             gap_token (`str`, *optional*, defaults to `"<|gap|>"`): The marker.
             return_dict (`bool`, *optional*, defaults to `False`): Return [`InfillOutput`] instead of `str`.
-            streamer ([`InfillStreamer`], *optional*): Told of each token; [`infill_stream`] is the easy way.
+            streamer (`BaseStreamer`, *optional*): As in `generate()`, for one text with one gap; with `TextStreamer`, pass
+                `skip_prompt=True`: the prompt is the context in an order of its own.
             generate_kwargs: Anything else `generate()` takes (`do_sample`, `num_beams`, `stopping_criteria`, ...). With
                 `cache_implementation="static"` it may compile the model, as generate() does on a GPU.
 
@@ -122,7 +719,7 @@ class InfillingMixin:
 
         Raises:
             `ValueError`: no gap, touching gaps, no text around a gap, a length that is not positive or finds no room
-            in `max_position_embeddings`.
+            in `max_position_embeddings` or in a trained offset.
 
         Example:
 
@@ -137,56 +734,35 @@ class InfillingMixin:
 
         ```
         """
+        _check_call(self, order, gap_token, generate_kwargs, batch_size=batch_size, join_tokens=join_tokens)
         defaults = Gap(length, max_new_tokens, min_new_tokens, stop=stop)
-        for name, value in (("chunk_size", chunk_size), ("avoid_copy", avoid_copy)):
-            if value is not None:
-                check_positive(name, value)
-        check_positive("batch_size", batch_size)
-        if not (streamer is None or isinstance(streamer, InfillStreamer)):
-            raise ValueError(
-                f"streamer={streamer!r}: must be an InfillStreamer; infill_stream() yields what is written."
-            )
-        choice = Choice(selection, num_candidates, num_return_sequences, join_tokens, return_dict, batch_size)
-        self._check_call(tokenizer, defaults, choice, order, gap_token, generate_kwargs)
         documents, single = self._read_inputs(inputs, tokenizer, defaults, gaps or {}, gap_token)
-        logprobs = return_dict or selection in ("end", "mean_logprob") or callable(selection)
-        decoder = Decoder(self, tokenizer, generate_kwargs, chunk_size, avoid_copy, batch_size, logprobs, streamer)
-        for document in documents:
-            self._check_room(document, decoder)
-        answers = Filler(self, decoder, choice).fill_all(documents, order)
+        writer = Writer(self, tokenizer, generate_kwargs, batch_size, join_tokens, return_dict)
+        copies = _checked_copies(writer, num_candidates, num_return_sequences)
+        if streamer is not None:
+            if (
+                len(documents) != 1
+                or len(documents[0].gaps) != 1
+                or copies > 1
+                or not writer.can_end
+                and length == "auto"
+            ):
+                raise ValueError("streamer: one text with one gap can be streamed, and one fill of it.")
+            generate_kwargs["streamer"] = streamer
+        rounds = [[gap] for gap in range(max((len(d.gaps) for d in documents), default=0))]
+        if order == "parallel":
+            rounds = [[gap for (gap,) in rounds]]
+        answers = [[document] for document in documents]
+        for number, round_gaps in enumerate(rounds):
+            # alternatives share their first round; from then on each is a document of its own
+            wanted = num_return_sequences if number == 0 else 1
+            targets = [(d, gap) for many in answers for d in many for gap in round_gaps if gap < len(d.gaps)]
+            fills = iter(writer.fill(targets, copies if number == 0 else max(num_candidates or 1, 1), wanted))
+            answers = [[each for d in many for each in _filled(d, round_gaps, fills, wanted)] for many in answers]
         outputs = [[document.output() for document in many] for many in answers]
         results = [[output if return_dict else output.text for output in many] for many in outputs]
         results = results if num_return_sequences > 1 else [many[0] for many in results]
         return results[0] if single else results
-
-    def infill_stream(self, inputs: str | list, tokenizer, **arguments) -> Iterator[InfillEvent]:
-        """
-        Fills gaps and tells what is written while it is written.
-
-        Args:
-            inputs, tokenizer, arguments: As in [`infill`], without `return_dict` and `num_return_sequences`.
-
-        Returns:
-            An iterator of [`InfillEvent`]. The texts of a gap's events, joined, are its fill: nothing that is later
-            trimmed or cut is ever shown. With beams, candidates or a length search a gap's only event is its last.
-
-        Example:
-
-        ```python
-        >>> from transformers import AutoTokenizer
-        >>> from modeling_magnet import MagnetLlamaForCausalLM
-        >>> model = MagnetLlamaForCausalLM.from_pretrained("examples/assets/magnet-tiny")
-        >>> tokenizer = AutoTokenizer.from_pretrained("examples/assets/magnet-tiny", trust_remote_code=True)
-        >>> events = list(model.infill_stream("Tom was hungry. <|gap|> He was full.", tokenizer, length=8))
-        >>> events[-1].finish_reason, len(events) > 1
-        ('exact_length', True)
-
-        ```
-        """
-        for name in ("return_dict", "num_return_sequences", "streamer"):
-            if name in arguments:
-                raise ValueError(f"{name}: infill_stream() tells one fill of each gap; leave it out.")
-        return stream_events(self, inputs, tokenizer, arguments)
 
     @torch.no_grad()
     def score_infill(
@@ -202,7 +778,7 @@ class InfillingMixin:
         gap_token: str = "<|gap|>",
     ):
         """
-        Scores given fills instead of writing some: the likelihood of each token, of the end, of the text behind.
+        Scores given fills: the likelihood of each token, of the end, of the text behind.
 
         Args:
             inputs, tokenizer, order, join_tokens, gap_token: As in [`infill`].
@@ -233,128 +809,134 @@ class InfillingMixin:
             raise ValueError(f"layout={layout!r}: must be 'exact' or 'free'.")
         if layout == "free" and self.config.infill_end_token_id is None:
             raise ValueError("layout='free': this checkpoint was not trained to end a gap. Use layout='exact'.")
-        choice, defaults = Choice("auto", None, 1, join_tokens, True), Gap("auto", max_new_tokens)
-        self._check_call(tokenizer, defaults, choice, order, gap_token, {})
-        documents, single = self._read_inputs(inputs, tokenizer, defaults, {}, gap_token)
-        _put_fills(documents, [fills] if single else fills, layout, max_new_tokens, tokenizer)
-        filler = Filler(self, Decoder(self, tokenizer, {}, logprobs=True), choice)
-        for document in documents:
-            self._check_room(document, filler.decoder)
+        _check_call(self, order, gap_token, {}, join_tokens=join_tokens, max_new_tokens=max_new_tokens)
+        documents, single = self._read_inputs(inputs, tokenizer, Gap(1), {}, gap_token)
+        fills = [fills] if single else fills
+        if isinstance(fills, str) or len(fills) != len(documents):
+            raise ValueError(f"fills={fills!r:.80}: must be a list of {len(documents)} lists, one an input.")
+        writer, outputs = Writer(self, tokenizer, {}, join_tokens=join_tokens), []
         end = self.config.infill_end_token_id if layout == "free" else None
-        outputs = [filler.score(document, order, end).output() for document in documents]
+        for number, (document, texts) in enumerate(zip(documents, fills)):
+            rows = _rows_of_fills(f"fills[{number}]", document, texts, tokenizer)
+            for gap, row in zip(document.gaps, rows):
+                gap.length = max(len(row), 1) if layout == "exact" else (0, max(len(row), max_new_tokens))
+            self._check_room(f"inputs[{number}]", document)
+            scored = document
+            for gap, (text, row) in enumerate(zip(texts, rows)):
+                fill, seen = InfilledGap(text, row, "candidate"), scored if order == "sequential" else document
+                fill.token_logprobs, fill.end_logprob = writer.logprobs(seen, gap, row, end)
+                writer.score_joins(seen, gap, [fill])
+                scored = scored.with_fill(gap, fill)
+            outputs.append(scored.output())
         return outputs[0] if single else outputs
 
-    # ------------------------------------------------------------------------------------------------------- checks
-
     def _read_inputs(self, inputs, tokenizer, defaults, named, gap_token) -> tuple[list[Document], bool]:
+        check_tokenizer(tokenizer, self.config)
         if not isinstance(inputs, (str, list, tuple)):
-            raise ValueError(f"inputs={inputs!r}: must be a string, a list of strings and Gaps, or a list of these.")
+            raise ValueError(
+                f"inputs={inputs!r:.80}: must be a string, a list of strings and Gaps, or a list of these."
+            )
         if not isinstance(named, Mapping) or not all(isinstance(gap, Gap) for gap in named.values()):
             raise ValueError(f"gaps={named!r}: must map the names of gaps to Gap objects.")
         single = isinstance(inputs, str) or any(isinstance(part, Gap) for part in inputs)
         batch = [inputs] if single else list(inputs)
-        documents = [read_document(item, gap_token, defaults, named, n) for n, item in enumerate(batch)]
+        documents = [read_document(f"inputs[{n}]", item, gap_token, defaults, named) for n, item in enumerate(batch)]
         known = {gap.name for document in documents for gap in document.gaps}
         if documents and set(named) - known:
             raise ValueError(f"gaps: no gap is named {[*set(named) - known]}; there are {sorted(known - {None})}.")
-        for document in documents:
-            document.ids = context_ids(document, tokenizer)
+        for number, document in enumerate(documents):
+            document.ids = context_ids(document, self.config, tokenizer)
+            where = f"inputs[{number}]"
+            if not document.ids[0]:
+                raise ValueError(
+                    f"{where}: begins with a gap, and this tokenizer puts no token before a text that could predict its "
+                    "first one. Put text before the gap, or set config.text_start_token_id as in training."
+                )
+            self._check_room(where, document)
+            for gap, options in enumerate(document.gaps):
+                _check_prefix(where, document, gap, options, tokenizer)
         return documents, single
 
-    def _check_call(self, tokenizer, defaults, choice, order, gap_token, generate_kwargs) -> None:
-        if order not in ("sequential", "parallel"):
-            raise ValueError(f"order={order!r}: must be 'sequential' or 'parallel'.")
-        if not callable(choice.selection) and choice.selection not in SELECTIONS:
-            raise ValueError(f"selection={choice.selection!r}: must be one of {', '.join(SELECTIONS)}, or a function.")
-        check_positive("num_return_sequences", choice.num_return_sequences)
-        check_positive("join_tokens", choice.join_tokens)
-        check_positive("max_new_tokens", defaults.max_new_tokens)
-        if choice.num_candidates is not None:
-            check_positive("num_candidates", choice.num_candidates)
-            if choice.num_candidates < choice.num_return_sequences:
+    def _check_room(self, where: str, document: Document) -> None:
+        offsets, limit = self.config.infill_free_offsets, self.config.max_position_embeddings
+        trained = offsets if self.config.infill_end_token_id is not None else [limit]
+        for gap in document.gaps:
+            if gap.is_free and gap.candidates is None and gap.limits()[1] > max(trained):
                 raise ValueError(
-                    f"num_candidates={choice.num_candidates}: must not be below num_return_sequences="
-                    f"{choice.num_return_sequences}."
+                    f"{where}: a gap of up to {gap.limits()[1]} tokens (max_new_tokens, length): this checkpoint was trained "
+                    f"to end gaps of at most {max(trained)} (config.infill_free_offsets). Pass less, or an exact length."
                 )
-        if not gap_token:
+        known = sum(map(len, document.ids))
+        rooms = [
+            min((o for o in offsets if o >= g.limits()[1] and g.is_free), default=g.limits()[1]) for g in document.gaps
+        ]
+        if known + sum(rooms) > limit:
             raise ValueError(
-                f"gap_token={gap_token!r}: must not be empty; for no marker, pass parts with Gap objects."
-            )
-        if choice.selection == "end" and self.config.infill_end_token_id is None:
-            raise ValueError("selection='end': this checkpoint was not trained to end a gap. Use 'join'.")
-        if self.training and self.model.gradient_checkpointing:
-            raise ValueError(
-                "infill() needs a cache, which gradient checkpointing switches off in training mode. Call model.eval() first."
-            )
-        if own := OWN_ARGUMENTS & set(generate_kwargs):
-            raise ValueError(f"{sorted(own)}: infill() sets these itself; leave them out.")
-        if readers := PROMPT_READERS & set(generate_kwargs):
-            raise ValueError(
-                f"{sorted(readers)}: infill() has no prompt to be read from left to right; leave them out."
-            )
-        if generate_kwargs.get("cache_implementation") not in (None, "dynamic", "static"):
-            raise ValueError(
-                f"cache_implementation={generate_kwargs['cache_implementation']!r}: must be 'dynamic' or 'static'."
-            )
-        _check_sampling(generate_kwargs)
-        if tokenizer.bos_token_id is None or not tokenizer.is_fast:
-            raise ValueError("tokenizer: infill() needs a fast tokenizer with a bos_token.")
-
-    def _check_room(self, document, decoder: Decoder) -> None:
-        where, tokenizer, rooms = f"inputs[{document.number}]", decoder.tokenizer, []
-        for number, gap in enumerate(document.gaps):
-            given = [fill_ids(text, document, number, tokenizer) for text in gap.candidates or ()]
-            rooms.append(max([decoder.room(gap), *map(len, given)]))
-            if gap.prefix:
-                _check_prefix(where, document, number, tokenizer)
-        n_text, limit = sum(map(len, document.ids)), self.config.max_position_embeddings
-        if n_text + sum(rooms) > limit:
-            raise ValueError(
-                f"{where}: {n_text} tokens of text and gaps of {rooms} positions exceed max_position_embeddings={limit}; "
-                f"{max(limit - n_text, 0)} positions are left for the gaps. Shorten the text, or pass a smaller length."
+                f"{where}: {known} tokens of text and gaps of {rooms} positions exceed max_position_embeddings={limit}; "
+                f"{max(limit - known, 0)} positions are left for the gaps. Shorten the text, or pass a smaller length."
             )
 
 
-def _check_prefix(where, document, number, tokenizer) -> None:
-    gap = document.gaps[number]
-    ids, (_, most) = fill_ids(gap.prefix, document, number, tokenizer), gap.limits()
+def _filled(document: Document, gaps: list[int], fills, wanted: int) -> list[Document]:
+    """The alternatives of a document after a round; `fills` yields the ranked fills of its gaps in turn."""
+    alternatives = [document] * wanted
+    for gap in gaps:
+        if gap < len(document.gaps):
+            alternatives = [each.with_fill(gap, fill) for each, fill in zip(alternatives, next(fills))]
+    return alternatives
+
+
+def _rows_of_fills(where: str, document: Document, texts: list[str], tokenizer) -> list[list[int]]:
+    if isinstance(texts, str) or len(texts) != len(document.gaps):
+        raise ValueError(f"{where}={texts!r:.80}: must be a list of {len(document.gaps)} strings, one a gap.")
+    for text in texts:
+        check_text(where, text)
+    return [fill_ids(text, document, gap, tokenizer) for gap, text in enumerate(texts)]
+
+
+def _checked_copies(writer: Writer, num_candidates: int | None, num_return_sequences: int) -> int:
+    """Fills to write for a gap. Raises `ValueError` where the caller's way of decoding cannot write so many."""
+    check_positive("num_return_sequences", num_return_sequences)
+    check_positive("num_beams", writer.beams)
+    copies = num_return_sequences if num_candidates is None else num_candidates
+    check_positive("num_candidates", copies)
+    if copies < num_return_sequences:
+        raise ValueError(f"num_candidates={copies}: must not be below num_return_sequences={num_return_sequences}.")
+    most = writer.model.config.vocab_size
+    for name, value in (("num_beams", writer.beams), ("num_candidates or num_return_sequences", copies)):
+        if value > most:
+            raise ValueError(f"{name}={value}: more than there are tokens to begin with (vocab_size={most}).")
+    return copies
+
+
+def _check_call(model, order: str, gap_token: str, generate_kwargs: dict, **positive) -> None:
+    for name, value in positive.items():
+        check_positive(name, value)
+    if order not in ("sequential", "parallel"):
+        raise ValueError(f"order={order!r}: must be 'sequential' or 'parallel'.")
+    if not gap_token:
+        raise ValueError(f"gap_token={gap_token!r}: must not be empty; for no marker, pass parts with Gap objects.")
+    if model.training and model.model.gradient_checkpointing:
+        raise ValueError(
+            "infill() needs a cache, which gradient checkpointing switches off in training mode. Call model.eval() first."
+        )
+    if own := OWN_ARGUMENTS & set(generate_kwargs):
+        raise ValueError(f"{sorted(own)}: infill() sets these itself; leave them out.")
+    if readers := PROMPT_READERS & set(generate_kwargs):
+        raise ValueError(f"{sorted(readers)}: infill() has no prompt to be read from left to right; leave them out.")
+    cache = generate_kwargs.get("cache_implementation")
+    if cache not in (None, "dynamic", "static"):
+        raise ValueError(f"cache_implementation={cache!r}: must be 'dynamic' or 'static'.")
+    if cache == "static" and model.model.window is not None:
+        raise ValueError("cache_implementation='static': a sliding window needs the default; leave it out.")
+
+
+def _check_prefix(where: str, document: Document, gap: int, options: Gap, tokenizer) -> None:
+    prefix, (_, most) = options.prefix, options.limits()
+    ids = fill_ids(prefix, document, gap, tokenizer) if prefix else []
     if len(ids) > most:
         raise ValueError(
-            f"{where}: prefix={gap.prefix!r}: its {len(ids)} tokens exceed the gap's {most}. Let it be longer."
+            f"{where}: prefix={prefix!r}: its {len(ids)} tokens exceed the gap's {most}. Let it be longer."
         )
-    if fill_text(ids, document, number, tokenizer) != gap.prefix:
-        raise ValueError(
-            f"{where}: prefix={gap.prefix!r}: the tokenizer has no tokens for it. Leave out what is unusual."
-        )
-
-
-def _put_fills(documents, fills, layout, max_new_tokens, tokenizer) -> None:
-    """Makes each text the one candidate of its gap, and the gap's length that of the layout."""
-    if isinstance(fills, str) or len(fills) != len(documents):
-        raise ValueError(f"fills={fills!r}: must be a list of {len(documents)} lists, one an input.")
-    for document, texts in zip(documents, fills):
-        where = f"fills[{document.number}]"
-        if isinstance(texts, str) or len(texts) != len(document.gaps) or not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"{where}={texts!r}: must be a list of {len(document.gaps)} strings, one a gap.")
-        for number, text in enumerate(texts):
-            check_text(where, text)
-            size = max(len(fill_ids(text, document, number, tokenizer)), 1)
-            length = size if layout == "exact" else "auto"
-            document.gaps[number] = Gap(
-                length, max(size, max_new_tokens), 0, document.gaps[number].name, candidates=[text]
-            )
-
-
-def _check_sampling(generate_kwargs) -> None:
-    """generate() takes some of these silently."""
-    temperature, top_p, top_k = (generate_kwargs.get(name) for name in ("temperature", "top_p", "top_k"))
-    if generate_kwargs.get("do_sample") and temperature is not None and not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature={temperature}: must be positive to sample; leave do_sample out for greedy fills."
-        )
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: must lie above 0 and not above 1.")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
-        raise ValueError(f"top_k={top_k}: must be an integer of 0 or more.")
-    if generate_kwargs.get("num_beams") is not None:
-        check_positive("num_beams", generate_kwargs["num_beams"])
+    if prefix and fill_text(ids, document, gap, tokenizer) != prefix:
+        raise ValueError(f"{where}: prefix={prefix!r}: the tokenizer has no tokens for it. Leave out what is unusual.")

@@ -1,0 +1,1 @@
+"""Studies of infill() that no table of the paper needs."""
