@@ -1,12 +1,12 @@
 """Real weights of any family: adapts a plain model for some steps, then proves on them what the tests prove on random ones.
 
-    python benchmarks/real_families.py path/to/model texts.txt >> docs/measured/real_families.jsonl
+    python benchmarks/real_families.py path/to/model texts.txt              # proofs alone, with a random adapter
     python benchmarks/real_families.py path/to/model texts.txt --steps 20 >> docs/measured/real_families.jsonl
 
 The model is a folder of any family that MAGNET knows, as transformers saves it. Where only a GGUF file of it is to be had, a
 folder is made once: `AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)` dequantises it, its weights go into a
 model of the same class whose configuration has no `quantization_config`, and that model and
-`AutoTokenizer.from_pretrained(folder, gguf_file=name)` are saved. The texts are one a line; the last 64 are held out.
+`AutoTokenizer.from_pretrained(folder, gguf_file=name)` are saved. The texts are one a line; the last 32 of at most 300 characters are held out.
 
 Prints one line of JSON. A bit or a pair of tokens that is not as it must be ends the script with an error.
 """
@@ -21,22 +21,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
 from magnet_eval.infilling import GapExample, infill_perplexity
 from magnet_train import MagnetTrainer, MagnetTrainingArguments, ViewArguments
 from modeling_magnet import FAMILIES
+from modeling_magnet.configuration_magnet import ADAPTER_TARGETS
 from modeling_magnet.encoding_magnet import start_ids, text_ids
 from modeling_magnet.infilling_magnet import continuation_ids
 from modeling_magnet.scoring_magnet import span_logprobs
 
-HELD_OUT, LENGTH, OFFSET = 64, 64, 64  # held-out texts, tokens of a row, positions of a free gap
-ADAPTER = {"r": 16, "alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+LENGTH, OFFSET, FILL = 64, 64, 12  # tokens of a row, positions of a free gap, tokens of a fill
+ADAPTER = {"r": 32, "alpha": 64, "target_modules": list(ADAPTER_TARGETS)}
 
 
 def load(folder: Path, tokenizer):
     """The model with an adapter, in float32."""
-    family = FAMILIES[AutoConfig.from_pretrained(folder).model_type]
+    family = FAMILIES[AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type]
     fields = {"infill_end_token_id": tokenizer.eos_token_id, "infill_free_offsets": [OFFSET]}
     set_seed(0)
     return family.from_pretrained(folder, adapter=ADAPTER, dtype=torch.float32, **fields).eval()
@@ -45,17 +46,17 @@ def load(folder: Path, tokenizer):
 # ------------------------------------------------------------------------------------------------------ some steps
 
 
-def adapt(model, tokenizer, texts: list[str], steps: int, batch_size: int, learning_rate: float) -> dict:
+def adapt(model, tokenizer, texts: list[str], held_out: list[str], steps: int, batch_size: int, rate: float) -> dict:
     """Trains MNTP and MSG; returns losses of held-out texts, in nats a token, before and after."""
-    held_out, texts = texts[-HELD_OUT:], texts[:-HELD_OUT]
     gaps = held_out_gaps(held_out, model.config, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         arguments = MagnetTrainingArguments(
             folder,
             max_steps=steps,
-            learning_rate=learning_rate,
+            learning_rate=rate,
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=batch_size,
+            lambda_mntp=0.1,
             lambda_sscl=0.0,
             save_strategy="no",
             disable_tqdm=True,
@@ -71,12 +72,13 @@ def adapt(model, tokenizer, texts: list[str], steps: int, batch_size: int, learn
             ),
             processing_class=tokenizer,
         )
+        trainer.remove_callback(PrinterCallback)  # the one line of JSON stands alone
         before = losses(trainer, gaps)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
         after = losses(trainer, gaps)
-    figures = {"steps": steps, "rows": steps * batch_size, "length": LENGTH, "learning_rate": learning_rate}
+    figures = {"steps": steps, "rows": steps * batch_size, "length": LENGTH, "learning_rate": rate}
     figures |= {"gaps": len(gaps), "seconds": round(seconds), "before": before, "after": after}
     return figures | {"left_to_right": nats(trainer.model, gaps, "causal")}
 
@@ -120,7 +122,7 @@ def causal_equality(model, base, tokenizer, texts: list[str]) -> dict:
     assert torch.equal(*written), "greedy search writes something else"
     adapted = model(**batch, attention_mode="hybrid", span_ids=torch.ones_like(batch["input_ids"])).logits
     moved = float((adapted - logits[1])[batch["attention_mask"].bool()].abs().max())
-    return {"logits": logits[0].numel(), "generated": written[0].numel(), "adapter_moves": round(moved, 2)}
+    return {"logits": logits[0].numel(), "generated": 32 * len(texts), "adapter_moves": round(moved, 2)}
 
 
 def allowed(spans: list[int], positions: list[int], window: int | None = None) -> torch.Tensor:
@@ -176,13 +178,15 @@ def modes_by_brute_force(model, base, ids: list[int]) -> float:
 
 
 def fills_are_the_hybrid_forward(model, tokenizer, left: str, right: str) -> dict:
-    """Log-probabilities of cached decoding against one hybrid forward over the whole row; the largest difference."""
+    """Log-probabilities of cached decoding against one hybrid forward over the whole row, in float64; the largest
+    difference."""
+    model.double()
     ids = [start_ids(model.config, tokenizer) + text_ids(left, tokenizer), continuation_ids(right, tokenizer)]
     at, figures = len(ids[0]), {"context": sum(map(len, ids))}
-    for layout, length in (("exact", 12), ("free", (12, 12))):
+    for layout, length in (("exact", FILL), ("free", (FILL, FILL))):
         output = model.infill([left, model.Gap(length=length), right], tokenizer, return_dict=True)
         (fill,) = output.gaps
-        width = 12 if layout == "exact" else OFFSET
+        width = FILL if layout == "exact" else OFFSET
         positions = [*range(at), *range(at + width, at + width + len(ids[1]))]
         expected, _ = span_logprobs(model, ids[0] + ids[1], positions, at, fill.token_ids)
         figures[layout] = max(abs(a - b) for a, b in zip(fill.token_logprobs, expected, strict=True))
@@ -195,26 +199,27 @@ def main():
     parser.add_argument("texts", type=Path)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=4e-4)
+    parser.add_argument("--learning_rate", type=float, default=6e-4)
     args = parser.parse_args()
 
     texts = args.texts.read_text(encoding="utf-8").splitlines()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    held_out = [text for text in texts if len(text) <= 300][-32:]
+    texts = [text for text in texts if text not in held_out]
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     model = load(args.model, tokenizer)
     figures = {"model": args.model.name, "class": type(model).__name__}
     figures |= {"parameters": sum(weight.numel() for weight in model.parameters())}
     if args.steps:
-        figures["training"] = adapt(model, tokenizer, texts, args.steps, args.batch_size, args.learning_rate)
+        figures["training"] = adapt(model, tokenizer, texts, held_out, args.steps, args.batch_size, args.learning_rate)
     else:  # an adapter that acts, so that its absence in causal mode shows
         for name, weight in model.named_parameters():
             if name.endswith("_lora.B"):
                 torch.nn.init.normal_(weight.data, std=0.02)
     model.eval()
-    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    held_out = texts[-HELD_OUT:]
-    joined = " ".join(held_out)
-    long = start_ids(model.config, tokenizer) + text_ids(joined, tokenizer)[:700]  # longer than Gemma's window
-    half = joined.index(". ", 3000) + 1
+    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, trust_remote_code=False).eval()
+    joined, enough = " ".join(held_out), (model.model.window or 128) + 100  # more tokens than a window holds
+    long = start_ids(model.config, tokenizer) + text_ids(joined, tokenizer)[:enough]
+    half = joined.index(". ", 5 * enough) + 1
     figures["causal"] = causal_equality(model, base, tokenizer, held_out[:4])
     figures["pairs_perturbed"] = modes_by_perturbation(model, long[:30])
     figures["brute_force"] = {"tokens": len(long), "difference": modes_by_brute_force(model, base, long)}

@@ -47,8 +47,6 @@ def _check_own_tokens(ids, tokenizer) -> None:
         raise Failed(f"mask_token_id={mask} is the control token {tokenizer.convert_ids_to_tokens(mask)!r}")
     if end is not None and end != tokenizer.eos_token_id:
         raise Failed(f"infill_end_token_id={end} is not the tokenizer's eos_token_id={tokenizer.eos_token_id}")
-    if end is not None and end == tokenizer.bos_token_id:
-        raise Failed(f"infill_end_token_id={end} is bos_token_id too: a gap would begin with its end")
 
 
 def check_sentences(checkpoint: Checkpoint) -> str:

@@ -44,7 +44,7 @@ def main(args: list[str]) -> None:
     as_array = options.output is not None and options.output.endswith(".npy")
     if not as_array and options.output not in (None, "-") and not options.output.endswith(".jsonl"):
         raise ValueError(f"output={options.output!r}: must end in .npy or .jsonl, or be - for standard output.")
-    chunks = in_batches(without_empty(read_texts(options), options.on_empty), options.batch_size * READ_AT_ONCE)
+    chunks = in_batches(without_empty(read_texts(options), options.on_empty), options.batch_size, READ_AT_ONCE)
     if as_array:
         with replacing(
             options.output

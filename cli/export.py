@@ -6,8 +6,8 @@
 forms:
   magnet     all modes, causal mode exactly the base's; remote code
   merged     all modes, causal mode adapted too, as in the paper; remote code
-  encoder    a stock bidirectional LlamaModel for sentence-transformers, vLLM, TEI, llama.cpp
-  generator  a stock LlamaForCausalLM that computes what causal mode does
+  encoder    the family's stock decoder, bidirectional, for sentence-transformers, vLLM, TEI, llama.cpp
+  generator  the family's stock language model, which computes what causal mode does
   adapter    a PEFT adapter, and the MAGNET base it goes on
 
 In Python: magnet_hub.forms.export_checkpoint(). All of it: docs/hub.md.
@@ -21,7 +21,10 @@ FORMS = ("magnet", "merged", "encoder", "generator", "adapter")
 
 
 def add_form_flags(parser: Parser) -> None:
-    parser.add_argument("--dtype", help="float32, bfloat16, float16 or auto, the checkpoint's own (default)")
+    parser.add_argument(
+        "--dtype",
+        help="float32, bfloat16, float16 or auto (default): float32 where the adapter is merged, else the checkpoint's own",
+    )
     parser.add_argument(
         "--base_model_name_or_path", help="form adapter: the MAGNET base it goes on (a folder or Hub id)"
     )

@@ -71,7 +71,7 @@ def main(args: list[str]) -> None:
     options = parse(args)
     settings = {name: getattr(options, name) for name in PASSED_ON} | sampling(options)
     settings["stop"] = options.stop[0] if options.stop and options.stop[0] in OWN_STOPS else options.stop
-    batches = in_batches(read_texts(options), 1 if options.stream else options.batch_size * READ_AT_ONCE)
+    batches = in_batches(read_texts(options), *((1, 1) if options.stream else (options.batch_size, READ_AT_ONCE)))
     model, tokenizer = load_magnet(options)
     from transformers import TextStreamer, set_seed
 

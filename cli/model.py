@@ -59,6 +59,7 @@ def load_magnet(options):
 def load_causal(options):
     """Any causal language model in eval mode, and its tokenizer."""
     path, settings = chosen_model(options.model_name_or_path), {"revision": options.revision}
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     import modeling_magnet  # noqa: F401 - registers MAGNET with the Auto classes
@@ -69,7 +70,7 @@ def load_causal(options):
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **settings)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype, trust_remote_code=False, **settings)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"model_name_or_path={path!r}: {error}") from error
     return model.to(device).eval(), tokenizer
 

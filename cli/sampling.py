@@ -23,12 +23,17 @@ def sampling(options) -> dict:
     The flags that were given, as arguments of `generate()`.
 
     Raises:
-        `ValueError` for a sampling flag without `--do_sample`, which generate() would pass over.
+        `ValueError` for a sampling flag without `--do_sample`, and for values out of range, which generate() passes over
+        or stumbles on.
     """
     given = {name: getattr(options, name) for name in (*SAMPLED, *SEARCHED) if getattr(options, name) is not None}
     for name in SAMPLED:
         if name in given and not options.do_sample:
             raise ValueError(f"{name}={given[name]}: without effect on greedy text. Add --do_sample.")
+    if options.num_beams is not None and options.num_beams < 1:
+        raise ValueError(f"num_beams={options.num_beams}: must be at least 1.")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise ValueError(f"top_p={options.top_p}: must be above 0 and at most 1.")
     if options.seed < 0:
         raise ValueError(f"seed={options.seed}: must not be negative.")
     return given | {"do_sample": True} if options.do_sample else given

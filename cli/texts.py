@@ -64,10 +64,10 @@ def file_texts(source: str, column: str) -> Iterator[Text]:
         yield Text(record.values[column], record.origin)
 
 
-def in_batches(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
-    """Lists of `size` texts, the last of fewer."""
-    if size < 1:
-        raise ValueError(f"batch_size={size}: must be at least 1.")
+def in_batches(texts: Iterator[Text], batch_size: int, at_once: int = 1) -> Iterator[list[Text]]:
+    """Lists of `at_once` batches of texts, the last of fewer."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1.")
     texts = iter(texts)
-    while batch := list(itertools.islice(texts, size)):
+    while batch := list(itertools.islice(texts, batch_size * at_once)):
         yield batch

@@ -131,6 +131,27 @@ def train_step() -> str:
     return markdown(["logits", "CPU seconds a step", "peak MB over the model"], cells) + f"\n\n{ratios}."
 
 
+BASES = {"smollm2": "SmolLM2-135M-Instruct", "gemma": "Gemma-3-270m", "qwen": "Qwen2.5-Coder-0.5B-Instruct"}
+
+
+def real_families() -> str:
+    """What was proved on real weights of three families, and what some steps of training gave."""
+    proofs, training = [], []
+    for row in read("real_families.jsonl"):
+        base, causal, brute, fills = BASES[row["model"]], row["causal"], row["brute_force"], row["infill"]
+        equal = [f"{causal['logits']:,} of {causal['logits']:,}", f"{causal['generated']} of {causal['generated']}"]
+        worst = [f"{brute['difference']:g} ({brute['tokens']} tokens)"]
+        worst += [f"{max(fills['exact'], fills['free']):.0e} ({fills['context']} tokens)"]
+        proofs.append([base, *equal, f"{row['pairs_perturbed']:,} of {row['pairs_perturbed']:,}", *worst])
+        before, after = row["training"]["before"], row["training"]["after"]
+        changes = [f"{before[key]:.2f} → {after[key]:.2f}" for key in ("gaps_exact", "gaps_free", "msg", "mntp")]
+        training.append([base, f"{row['training']['left_to_right']:.2f}", *changes])
+    header = ["base", "logits equal", "greedy tokens equal", "pairs of tokens as the rule says"]
+    first = markdown([*header, "brute-force mask", "fill against one hybrid forward"], proofs)
+    header = ["nats a token", "left to right (base)", "given length", "free length + END", "MSG", "MNTP"]
+    return first + "\n\n" + markdown(header, training)
+
+
 SIZES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary, tied embeddings
     "135M (SmolLM2)": (576, 1536, 30, 9, 3, 49152, True),
     "1.1B (TinyLlama)": (2048, 5632, 22, 32, 4, 32000, False),
@@ -235,6 +256,7 @@ TABLES = (
     infill_example,
     check_example,
     train_step,
+    real_families,
     *FREE_LENGTH,
 )
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import yaml
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from modeling_magnet import Gap, MagnetLlamaForCausalLM
+from modeling_magnet import Gap
 
 MODEL = Path(__file__).parent / "assets" / "magnet-tiny"
 
@@ -44,8 +44,8 @@ def main():
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    model = MagnetLlamaForCausalLM.from_pretrained(args.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     with args.template.open(encoding="utf-8", newline="") as file:  # line ends stay as they are
         template = file.read()
     try:

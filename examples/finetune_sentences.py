@@ -58,7 +58,7 @@ def fine_tune(sentences: SentenceTransformer, pairs: Dataset, args) -> list[floa
         learning_rate=args.learning_rate,
         warmup_steps=max(1, args.max_steps // 10),
         batch_sampler=BatchSamplers.NO_DUPLICATES,  # a paraphrase seen twice in a batch would be a false negative
-        prompts=sentences.prompts["magnet"],  # train on what encode() will see
+        prompts=sentences.prompts["document"],  # train on what encode() will see
         logging_steps=1,
         save_strategy="no",
         report_to="none",

@@ -1,4 +1,4 @@
-"""Edits a story: named gaps with rules of their own, alternatives, given candidates, and text that appears as it is written.
+"""Edits a story: named gaps with rules of their own, alternatives, given candidates, and a fill that appears as it is written.
 
 python examples/infill.py                     # the shipped model of 3 M parameters: simple words, loose sense
 python examples/infill.py --model path/or/hub-id
@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
-from modeling_magnet import Gap, MagnetLlamaForCausalLM
+from modeling_magnet import Gap
 
 MODEL = Path(__file__).parent / "assets" / "magnet-tiny"
 STORY = """Mina slid a tray of rolls into her oven. <|gap:meanwhile|> She wrapped the rolls in foil. \
@@ -19,6 +19,7 @@ GAPS = {
     "meanwhile": Gap(length=(6, 24), stop="sentence"),
     "brother": Gap(prefix="He was", stop="sentence", max_new_tokens=24),
 }
+BEGINNING = STORY.split(" Her brother")[0]
 
 
 def named_gaps(model, tokenizer) -> None:
@@ -31,11 +32,10 @@ def named_gaps(model, tokenizer) -> None:
 
 def alternatives(model, tokenizer) -> None:
     print("\n-- eight drafts of the first gap; the three behind which the story goes on best")
-    text = STORY.split(" Her brother")[0]
     sampling = {"do_sample": True, "top_p": 0.9, "num_candidates": 8, "num_return_sequences": 3}
     torch.manual_seed(1)
     gaps = {"meanwhile": GAPS["meanwhile"]}
-    for output in model.infill(text, tokenizer, gaps=gaps, return_dict=True, **sampling):
+    for output in model.infill(BEGINNING, tokenizer, gaps=gaps, return_dict=True, **sampling):
         print(f"   {output['meanwhile'].score:.2f}  {output['meanwhile'].text}")
 
 
@@ -49,19 +49,17 @@ def candidates(model, tokenizer) -> None:
 
 
 def streaming(model, tokenizer) -> None:
-    print("\n-- while it is written; what is shown is never taken back")
-    for event in model.infill_stream(STORY, tokenizer, gaps=GAPS):
-        print(event.text, end="", flush=True)
-        if event.done:
-            print(f"   <- {event.name}, {event.finish_reason}")
+    print("\n-- while it is written")
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model.infill(BEGINNING, tokenizer, stop="sentence", streamer=streamer)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
     args = parser.parse_args()
-    model = MagnetLlamaForCausalLM.from_pretrained(args.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     for part in (named_gaps, alternatives, candidates, streaming):
         part(model, tokenizer)
 

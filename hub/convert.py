@@ -73,13 +73,13 @@ def renamed(key: str) -> str:
     return key
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", help="the folder of the checkpoint")
     parser.add_argument("new", help="a folder that does not exist yet, or is empty")
-    args = parser.parse_args()
-    convert_checkpoint(args.old, args.new)
-    print(f"written: {args.new}")
+    folders = parser.parse_args(args)
+    convert_checkpoint(folders.old, folders.new)
+    print(f"written: {folders.new}")
 
 
 if __name__ == "__main__":

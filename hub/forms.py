@@ -34,8 +34,8 @@ def export_checkpoint(
         form (`str`, *optional*, defaults to `"magnet"`):
             - `"magnet"`: the checkpoint itself, its code and its files written anew.
             - `"merged"`: the adapter merged into the weights; all modes, causal mode adapted too, as in the paper.
-            - `"encoder"`: transformers' own decoder, such as `LlamaModel`, with `is_causal: false`, adapter merged; needs no
-              remote code.
+            - `"encoder"`: transformers' own decoder, such as `LlamaModel`, made bidirectional by its `config.json`, adapter
+              merged; needs no remote code.
             - `"generator"`: transformers' own language model, such as `LlamaForCausalLM`, that computes what causal mode
               does: the base's weights bit for bit, or the merged ones if `config.causal_adapter` (or if the checkpoint is a
               merged one).

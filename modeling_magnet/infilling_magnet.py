@@ -281,12 +281,19 @@ def fill_ids(text: str, document: Document, gap: int, tokenizer) -> list[int]:
 def fill_text(ids: list[int], document: Document, gap: int, tokenizer) -> str:
     """The fill's whole characters; its first space is neither lost nor doubled."""
     left, prefix = document.texts[gap], document.gaps[gap].prefix or ""
-    behind = text_ids("a", tokenizer) if left else []  # a SentencePiece decoder takes the first space off a text
-    for end in range(len(ids), -1, -1):  # a run of bytes whose last character is unfinished may be decoded to nothing else
-        text = tokenizer.decode(behind + ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if not text.endswith(HALF_CHARACTER):
-            break
-    text = text.removeprefix("a") if left else text
+
+    def decoded(part: list[int], opens: bool) -> str:  # a SentencePiece decoder takes the first space off a text
+        behind = [] if opens else text_ids("a", tokenizer)
+        text = tokenizer.decode(behind + part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text if opens else text.removeprefix("a")
+
+    text, begun = decoded(ids, not left), 0
+    if HALF_CHARACTER in text:  # which spoils all of a run of bytes: whole characters are taken as they are completed
+        text = ""
+        for end in range(1, len(ids) + 1):
+            piece = decoded(ids[begun:end], not left and begun == 0)
+            if not piece.endswith(HALF_CHARACTER):
+                text, begun = text + piece, end
     spaced = (not left or left.endswith(" ")) and not prefix.startswith(" ")
     return text.removeprefix(" ") if spaced or healed(left) != left else text
 
@@ -555,9 +562,9 @@ class Writer:
         each = [None] * len(fills)
         if self.details:  # under the model itself, before processors and temperature
             beams = getattr(outputs, "beam_indices", None)  # of beam search only
-            each = self.model.compute_transition_scores(
-                outputs.sequences, outputs.logits, beams, normalize_logits=True
-            ).tolist()
+            # normalize_logits=True would sum over a dimension that is not the last, and lose 5e-4 over 262k tokens
+            steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in outputs.logits)
+            each = self.model.compute_transition_scores(outputs.sequences, steps, beams).tolist()
         for number, (tokens, logprobs) in enumerate(zip(fills, each)):
             job = jobs[number // jobs[0].copies]
             yield job, self._finished(job, tokens, logprobs)

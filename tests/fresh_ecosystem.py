@@ -8,7 +8,14 @@ import json
 import sys
 
 if __name__ == "__main__":
-    for package in ("configuration_magnet", "magnet_cli", "magnet_eval", "magnet_hub", "magnet_train", "modeling_magnet"):
+    for package in (
+        "configuration_magnet",
+        "magnet_cli",
+        "magnet_eval",
+        "magnet_hub",
+        "magnet_train",
+        "modeling_magnet",
+    ):
         sys.modules[package] = None  # importing it fails, as where this project is not installed
 
 import torch  # noqa: E402

@@ -1,7 +1,7 @@
 """
 Loads checkpoints as someone does who has not installed this project; test_checkpoint.py runs it as a script of its own.
 
-    python -I fresh_process.py <folder with checkpoints fp32 and bf16> <folder to write to>
+    python -I fresh_process.py <folder with checkpoints fp32, bf16 and qwen3> <folder to write to>
 """
 
 import json
@@ -75,6 +75,8 @@ def main() -> None:
     bf16 = AutoModelForCausalLM.from_pretrained(checkpoints / "bf16", **TRUST)
 
     outputs = in_three_modes(causal_lm, inputs, "causal_lm") | in_three_modes(bf16, inputs, "bf16")
+    qwen3 = AutoModelForCausalLM.from_pretrained(checkpoints / "qwen3", **TRUST)
+    outputs |= in_three_modes(qwen3, inputs, "qwen3")
     outputs |= in_three_modes(AutoModel.from_pretrained(fp32, **TRUST), inputs, "model")
     outputs |= in_three_modes(tokens.model, inputs, "token_classification")
     outputs |= in_three_modes(sequences.model, inputs, "sequence_classification")
@@ -98,6 +100,7 @@ def main() -> None:
     facts = {
         "config_module": type(config).__module__,
         "model_module": type(causal_lm).__module__,
+        "qwen3_class": type(qwen3).__name__,
         "attention_mode": config.attention_mode,
         "refusal": refusal_without_trust(fp32),
         "infilled": causal_lm.infill(text, tokenizer, **filled),

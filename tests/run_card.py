@@ -8,7 +8,15 @@ import re
 import sys
 from pathlib import Path
 
-OURS = {"configuration_magnet", "magnet_check", "magnet_cli", "magnet_eval", "magnet_hub", "magnet_train", "modeling_magnet"}
+OURS = {
+    "configuration_magnet",
+    "magnet_check",
+    "magnet_cli",
+    "magnet_eval",
+    "magnet_hub",
+    "magnet_train",
+    "modeling_magnet",
+}
 
 
 class NotInstalled:

@@ -32,7 +32,6 @@ def shard_on_cpu(trainer) -> None:
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         cpu_ram_efficient_loading=True,
     )
     if trainer.args.bf16:

@@ -137,7 +137,7 @@ def test_threads_may_mix_modes(name, impl, ids):
 
     def work(thread: int) -> int:
         wrong = 0
-        for i in range(12):
+        for i in range(9):
             mode = ATTENTION_MODES[(thread + i) % 3]
             with torch.no_grad():
                 wrong += not torch.equal(forward(model, ids, mode), expected[mode])
@@ -168,11 +168,13 @@ def test_generate_in_one_thread_and_encode_in_another(ids):
 # ------------------------------------------------------------------------------------------ compile, train, copy, inspect
 
 
-FAST = [("gemma3_text", "causal"), ("gemma3_text", "hybrid")]
+FAST = [("llama", "causal"), ("gemma3_text", "hybrid")]
 EACH = [(name, mode) for name in families.NAMES for mode in ATTENTION_MODES]
 
 
-@pytest.mark.parametrize("name, mode", [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in EACH if one not in FAST)])
+@pytest.mark.parametrize(
+    "name, mode", [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in EACH if one not in FAST)]
+)
 def test_gate_under_torch_compile(name, mode, ids):
     """One graph without breaks; the "eager" backend runs exactly what was traced."""
     torch._dynamo.reset()
@@ -200,8 +202,7 @@ def adapter_gradients(model, ids, mode) -> dict:
     return {name: p.grad.clone() for name, p in model.named_parameters() if "_lora." in name}
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("mode", ["bidirectional", "hybrid"])
+@pytest.mark.parametrize("mode, use_reentrant", [("bidirectional", True), ("hybrid", False)])
 @NAMES
 def test_gradient_checkpointing_gives_the_same_gradients(name, mode, use_reentrant, ids):
     model = build_magnet(name, "sdpa").train()

@@ -4,6 +4,8 @@ import re
 import shlex
 
 import pytest
+import torch
+from transformers import Trainer
 
 from magnet_train.arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
 from magnet_train.checks import check_arguments
@@ -77,6 +79,8 @@ PAPER = {
     "causal_adapter": True,
     "optim": "adamw_torch",
     "learning_rate": 3e-5,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
     "adam_beta1": 0.9,
     "adam_beta2": 0.999,
     "adam_epsilon": 1e-8,
@@ -121,8 +125,6 @@ PAPER |= {
     "sscl_dropout": 0.0,
     "lambda_kl": 0.0,
     "fim_ratio": 0.0,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0,
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "projection_head": "none",
@@ -141,6 +143,63 @@ def test_recipe_has_these_numbers(name, expected, tmp_path):
     values = {key: value for part in parse_recipe(name, tmp_path) for key, value in vars(part).items()}
     for key, value in expected.items():
         assert values[key] == value, key
+
+
+APPENDIX_A = {  # what it says, and what that is here
+    "LoRA (Hu et al., 2021) with r = 16 and $\\alpha = 32$": {"lora_r": 16, "lora_alpha": 32},
+    "AdamW optimizer with $\\beta_1 = 0.9$, $\\beta_2 = 0.999$": {"adam_beta1": 0.9, "adam_beta2": 0.999},
+    "$\\epsilon = 1e - 8$, apply bfloat16 quantization": {"adam_epsilon": 1e-8, "dtype": "bfloat16", "bf16": True},
+    "MNTP. We train for 4200 iterations using a batch size of 32, a learning rate of 3e-5, and a max sequence length of "
+    "512.": {"max_steps": 4200, "per_device_train_batch_size": 32, "learning_rate": 3e-5, "max_length": 512},
+    "selecting 20% of the input tokens": {"mask_ratio": 0.2},  # section 3.2.1, as below
+    "80% of the selected tokens are replaced with a [MASK] token": {"mask_share": 0.8},
+    "10% tokens are replaced with a random token": {"random_share": 0.1},
+    'we use "_" as the mask token': {"mask_token": "_"},
+    "SSCL. We train for 800 iterations using a batch size of 64, a learning rate of 3e-5, and a max sequence length of "
+    "128.": {"per_device_pair_batch_size": 64, "lr_scheduler_type": "constant", "pair_max_length": 128},
+    '"*Given the sentence, find its representation:*"': {
+        "representation_prompt": "Given the sentence, find its representation:"
+    },
+    "representations corresponding to the last token": {"pooling": "last_token"},
+    "We set $\\tau = 0.1$": {"temperature": 0.1},
+    "up to 2 missing spans, with span length ranging from 4 to 128 tokens": {
+        "max_spans": 2,
+        "span_min": 4,
+        "span_max": 128,
+    },
+    "For the first 3400 iterations": {"sscl_start_step": 3400},
+    "for the next 800 iterations $\\lambda_1 = 1$, $\\lambda_2 = 9$, and $\\lambda_3 = 1$": {
+        "lambda_mntp": 1.0,
+        "lambda_sscl": 9.0,
+        "lambda_msg": 1.0,
+    },
+}
+
+
+@pytest.mark.shared
+def test_recipe_paper_is_appendix_a(shared):
+    """Passage by passage; no number of the appendix's paragraphs on training is left over."""
+    paper, recipe = (shared / "docs" / "paper.txt").read_text(encoding="utf-8"), read_recipe("paper")
+    for passage, settings in APPENDIX_A.items():
+        assert passage in paper, passage
+        assert {key: recipe[key] for key in settings} == settings, passage
+    appendix = paper[paper.index("MNTP. We train") : paper.index("Word-Level Tasks. Using")]
+    number = r"\d+(?:\.\d+)*(?:e-\d+)?"
+    other = {"7", "3.2.2", "3.3", "0"}  # Llama-2-7B, two equations, and lambda_2 before SSCL starts
+    assert set(re.findall(number, appendix)) - other <= set(re.findall(number, " ".join(APPENDIX_A)))
+
+
+def test_the_learning_rate_stays_to_the_end(tmp_path):
+    """Appendix A trains SSCL, in the last 800 steps, with 3e-5 too; a linear decay would leave it 2.9e-6 on average."""
+    arguments = parse_recipe("paper", tmp_path)[3]
+    trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=[0])
+    trainer.create_optimizer_and_scheduler(arguments.max_steps)
+    rates = []
+    for _ in range(arguments.max_steps):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert set(rates) == {3e-5}
 
 
 def test_800_steps_of_sscl(tmp_path):
@@ -330,6 +389,7 @@ def test_value_of_a_wrong_type_is_named_with_its_source(recipe, tmp_path):
         (["--lambda_kl", "1", "--causal_adapter"], ["lambda_kl=1.0", "all_span_ratio"]),
         (["--streaming", "--max_steps", "-1"], ["max_steps=-1", "streaming=True"]),
         (["--eval_strategy", "steps"], ["eval_strategy='steps'", "eval_file"]),
+        (["--eval_pairs_file", "pairs.jsonl"], ["eval_pairs_file='pairs.jsonl'", "Set eval_file"]),
         # what cannot be changed
         (["--remove_unused_columns"], ["remove_unused_columns=True"]),
         (["--label_names", "labels"], ["label_names=['labels']"]),

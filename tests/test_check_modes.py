@@ -100,8 +100,25 @@ def test_a_stock_form_with_the_other_attention(healthy, tmp_path, form):
 def test_padding_that_is_attended_to(loaded, monkeypatch):
     states = loaded.states
     monkeypatch.setattr(loaded, "states", lambda mode, ids, mask=None, spans=None: states(mode, ids, None, spans))
+    with pytest.raises(Failed, match="padded on the left: the padding's own tokens change the vectors"):
+        check_padding(loaded, "sdpa")
+
+
+def test_padding_that_moves_the_text(loaded, monkeypatch):
+    """As positions would that are absolute and count the padding."""
+    states = loaded.states
+
+    def moved(mode, ids, mask=None, spans=None):
+        found = states(mode, ids, mask, spans)
+        return found if mask is None else found + 0.01 * mask.argmax(1)[:, None, None]
+
+    monkeypatch.setattr(loaded, "states", moved)
     with pytest.raises(Failed, match="padded on the left: vectors change by"):
         check_padding(loaded, "sdpa")
+
+
+def test_padding_in_half_precision_is_compared_exactly(healthy):
+    assert "change nothing" in check_padding(Checkpoint(healthy, dtype="bfloat16"), "sdpa")
 
 
 def test_a_gate_that_stays_open(loaded, monkeypatch):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,16 @@ DATA_FILES = {"config.json", "generation_config.json", "model.safetensors", "tok
 OTHER_FILES = {"README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
 OTHER_FILES |= {"1_Pooling/config.json", "2_Normalize/config.json"}
 SOURCES = Path(configuration_magnet.__file__).parent
-CODE_FILES = {path.name for path in SOURCES.glob("*_magnet.py")}
+CODE_FILES = {f"{name}_magnet.py" for name in ("configuration", "encoding", "infilling", "modeling", "scoring")}
+INSTALLED_WITH_TRANSFORMERS = {
+    "huggingface_hub",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "tqdm",
+    "transformers",
+}
 
 
 def files_in(folder: Path) -> set[str]:
@@ -56,7 +66,7 @@ def inputs_for(vocab_size: int) -> dict:
 def assert_shares_weights(magnet, llama) -> None:
     theirs = dict(llama.named_parameters(remove_duplicate=False))
     ours = dict(magnet.named_parameters(remove_duplicate=False))
-    ours = {name.replace(".base_layer", ""): p for name, p in ours.items() if "lora" not in name}
+    ours = {name: p for name, p in ours.items() if "_lora." not in name}
     assert ours.keys() == theirs.keys()
     assert all(ours[name].data_ptr() == p.data_ptr() for name, p in theirs.items())
 
@@ -71,17 +81,9 @@ def test_from_llama_shares_the_weights_of_a_model(tied, tiny_llama, tiny_magnet)
 
 
 @pytest.mark.parametrize("as_type", [str, Path])
-def test_from_llama_of_a_folder_copies_nothing_either(as_type, tmp_path, tiny_llama, monkeypatch):
+def test_from_llama_of_a_folder(as_type, tmp_path, tiny_llama):
     tiny_llama().save_pretrained(tmp_path)
-    loaded, load = [], LlamaForCausalLM.from_pretrained
-
-    def remember(*args, **kwargs):
-        loaded.append(load(*args, **kwargs))
-        return loaded[-1]
-
-    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", remember)
     magnet = MagnetLlamaForCausalLM.from_llama(as_type(tmp_path))
-    assert_shares_weights(magnet, loaded[0])
     assert not any(p.is_meta for p in (*magnet.parameters(), *magnet.buffers()))
     inputs = inputs_for(97)
     assert torch.equal(in_three_modes(magnet, inputs)["causal"], in_three_modes(tiny_llama("sdpa"), inputs)["causal"])
@@ -110,7 +112,7 @@ def test_round_trip(tied, dtype, tmp_path, tiny_llama, tiny_magnet):
     assert isinstance(loaded, MagnetLlamaForCausalLM) and loaded.dtype == dtype
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
     weights, again = magnet.state_dict(), loaded.state_dict()
-    assert any("lora_B" in name for name in weights) and any("projection_head" in name for name in weights)
+    assert any("_lora.B" in name for name in weights) and any("projection_head" in name for name in weights)
     assert weights.keys() == again.keys()
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
@@ -125,7 +127,7 @@ def test_adapter_trained_in_fp32_over_a_bf16_base(tmp_path, tiny_llama, tiny_mag
     llama = cast_parameters(tiny_llama(), torch.bfloat16)
     magnet = tiny_magnet(llama=llama)
     for name, parameter in magnet.named_parameters():
-        if "lora" in name:
+        if "_lora." in name:
             parameter.data = parameter.data.float()
     magnet.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
@@ -147,6 +149,9 @@ def saved(tmp_path_factory, tiny_magnet, base_model_path, tokenizer):
         llama = LlamaForCausalLM.from_pretrained(base_model_path, dtype=dtype)
         models[name] = tiny_magnet(llama=llama, infill_end_token_id=tokenizer.eos_token_id)
         save_checkpoint(models[name], tokenizer, folder / name)
+    qwen = families.build_base("qwen3", "sdpa", vocab_size=len(tokenizer), max_position_embeddings=512)
+    models["qwen3"] = families.build_magnet(base=qwen)
+    save_checkpoint(models["qwen3"], tokenizer, folder / "qwen3")
     save_file(inputs_for(len(tokenizer)), folder / "inputs.safetensors")
     return folder, models
 
@@ -165,7 +170,8 @@ def fresh(saved, tmp_path_factory):
 
 
 def test_files_of_a_checkpoint(saved):
-    """No pickles, and nothing that is not meant to be there."""
+    """No pickles, and nothing that is not meant to be there: of the code, the five files that there are."""
+    assert {path.name for path in SOURCES.glob("*_magnet.py")} == CODE_FILES
     assert files_in(saved[0] / "fp32") == CODE_FILES | DATA_FILES | OTHER_FILES
     for name in CODE_FILES:
         assert (saved[0] / "fp32" / name).read_bytes() == (SOURCES / name).read_bytes()
@@ -181,7 +187,7 @@ def test_code_files_import_siblings_and_what_users_have(name):
     absolute = {node.module for node in imports if not node.level}
     absolute |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     external = {module.split(".")[0] for module in absolute} - set(sys.stdlib_module_names)
-    assert external <= {"accelerate", "huggingface_hub", "numpy", "peft", "torch", "tqdm", "transformers"}
+    assert external <= INSTALLED_WITH_TRANSFORMERS
 
 
 def test_the_project_was_not_installed_there(fresh):
@@ -189,7 +195,7 @@ def test_the_project_was_not_installed_there(fresh):
     assert facts["modules_of_ours"] == []
     assert facts["config_module"].startswith("transformers_modules.")
     assert facts["model_module"].startswith("transformers_modules.")
-    assert facts["attention_mode"] == "causal"
+    assert (facts["attention_mode"], facts["qwen3_class"]) == ("causal", "MagnetQwen3ForCausalLM")
 
 
 def test_without_trust_it_refuses_to_load(fresh):
@@ -197,9 +203,9 @@ def test_without_trust_it_refuses_to_load(fresh):
 
 
 @pytest.mark.parametrize("mode", ATTENTION_MODES)
-@pytest.mark.parametrize("name", ["causal_lm", "bf16", "saved_again"])
+@pytest.mark.parametrize("name", ["causal_lm", "bf16", "saved_again", "qwen3"])
 def test_logits_are_the_same_there(name, mode, saved, fresh):
-    model = saved[1]["bf16" if name == "bf16" else "fp32"]
+    model = saved[1].get(name, saved[1]["fp32"])
     expected = in_three_modes(model, inputs_for(model.config.vocab_size))[mode]
     torch.testing.assert_close(fresh[1][f"{name}.{mode}"], expected, rtol=0, atol=1e-6)
 
@@ -247,7 +253,7 @@ def test_saving_there_keeps_the_code(name, fresh):
     for file in CODE_FILES:
         assert (folder / file).read_bytes() == (SOURCES / file).read_bytes()
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-    assert auto_map == configuration_magnet.AUTO_MAP
+    assert auto_map == MagnetLlamaForCausalLM.config_class().auto_map
 
 
 def test_a_head_trained_there_comes_back(fresh):
@@ -258,6 +264,18 @@ def test_tokenizer_is_saved_beside_it(saved, tokenizer):
     loaded = AutoTokenizer.from_pretrained(saved[0] / "fp32")
     text = "Tom's cat, <s> 12 times."
     assert loaded(text).input_ids == tokenizer(text).input_ids
+
+
+def test_nothing_asks_whether_to_run_code(saved, tmp_path):
+    """Where the classes are installed, a tokenizer is read without remote code, and without a question to the terminal."""
+    script = "import sys, modeling_magnet\nfrom transformers import AutoTokenizer\n"
+    script += "print(AutoTokenizer.from_pretrained(sys.argv[1])('Tom.').input_ids)"
+    command = [sys.executable, "-c", script, str(saved[0] / "qwen3")]
+    closed = {"stdin": subprocess.DEVNULL, "cwd": tmp_path, "capture_output": True, "text": True}
+    process = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, **closed)
+    assert (
+        process.returncode == 0 and process.stdout.startswith("[") and "[y/N]" not in process.stdout + process.stderr
+    )
 
 
 def test_the_first_file_names_all_others():

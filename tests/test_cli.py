@@ -3,6 +3,7 @@
 import ast
 import importlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from families import build_base, build_magnet
 
 from magnet_cli.ending import redacted, take_debug
 from magnet_cli.main import COMMANDS, main
+from magnet_hub.save import save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 MAGNET = Path(sys.executable).with_name("magnet")
@@ -157,6 +161,30 @@ def test_tokens_are_never_shown(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["encode", "--tokn", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345"])
     assert "hf_Ab" not in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------------------- families
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_commands_take_a_checkpoint_of_any_family(family, tmp_path, tokenizer, capsys):
+    base = build_base(family, "sdpa", vocab_size=4096, pad_token_id=0)
+    model = build_magnet(base=base, infill_end_token_id=2, infill_free_offsets=[64], mask_token_id=66)
+    save_checkpoint(model, tokenizer, tmp_path / "magnet")
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    text, own = "Tom was hungry. <|gap|> He was full.", ["--model_name_or_path", str(tmp_path / "magnet")]
+    expected = model.infill(text, tokenizer, length=4)
+    assert printed_by(["infill", text, "--length", "4", *own], capsys) == expected + "\n"
+    vector = json.loads(printed_by(["encode", "It rained.", *own], capsys))["embedding"]
+    np.testing.assert_allclose(vector, model.encode("It rained.", tokenizer), atol=1e-5)
+    generated = printed_by(["generate", "It rained", "--max_new_tokens", "4", *own], capsys)
+    own[1] = str(tmp_path / "base")
+    assert printed_by(["generate", "It rained", "--max_new_tokens", "4", *own], capsys) == generated
+    with pytest.raises(SystemExit, match=f"is a {family} checkpoint, no MAGNET one. Adapt it with magnet train"):
+        main(["infill", text, *own])
+    (tmp_path / "pairs.tsv").write_text("1\tIt rained.\tTom ate.\n5\tIt rained.\tRain fell.\n")
+    assert "Spearman x 100" in printed_by(["evaluate", "--sts", str(tmp_path / "pairs.tsv"), *own], capsys)
 
 
 # ----------------------------------------------------------------------------------------------------------------- trust

@@ -75,7 +75,9 @@ def test_figures_of_a_part_stay_out_of_the_card(magnet, tmp_path):
 
 def test_grades_that_are_all_alike_are_refused(magnet, tmp_path):
     (tmp_path / "few.tsv").write_text("3.0\tA dog.\tA cat.\n3.0\tIt rained.\tIt snowed.\n")
-    with pytest.raises(SystemExit, match="magnet evaluate: error: few: all 2 pairs have the grade 3. Measure pairs of"):
+    with pytest.raises(
+        SystemExit, match="magnet evaluate: error: few: all 2 pairs have the grade 3. Measure pairs of"
+    ):
         magnet(["evaluate", "--sts", tmp_path / "few.tsv"])
 
 

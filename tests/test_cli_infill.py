@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -128,7 +129,9 @@ def test_line_breaks_of_fills_do_not_break_lines(magnet, monkeypatch):
         (["--input", "gone.txt"], "", "gone.txt: no such file"),
         (["--temperature", "0.5"], TEXT, "temperature=0.5: without effect on greedy text"),
         (["--seed", "-1"], TEXT, "seed=-1: must not be negative"),
-        (["--batch_size", "0"], TEXT, "batch_size=0: must be"),
+        (["--batch_size", "-2"], TEXT, "batch_size=-2: must be"),
+        (["--num_beams", "0"], TEXT, "num_beams=0: must be at least 1"),
+        (["--do_sample", "--top_p", "7"], TEXT, "top_p=7.0: must be above 0 and at most 1"),
         ([], f"{TEXT}\nno gap here\n", "stdin:2: no gap"),
         (["a <|gap|>", "b"], "", "argument 2: no gap"),
         (["--length", "0"], TEXT, "length=0: must be"),
@@ -179,6 +182,9 @@ def test_the_model_is_the_flag_then_the_environment_then_the_clone(monkeypatch, 
 def test_a_folder_without_a_checkpoint(tmp_path, monkeypatch):
     from magnet_cli.main import main
 
-    with pytest.raises(SystemExit, match="magnet infill: error: model_name_or_path='.*': ") as end:
-        main(["infill", TEXT, "--model_name_or_path", str(tmp_path)])
-    assert "\n" not in end.value.code
+    shutil.copytree(SHIPPED, tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"0" * 100)
+    for folder in (tmp_path, tmp_path / "cut"):
+        with pytest.raises(SystemExit, match="magnet infill: error: model_name_or_path='.*': ") as end:
+            main(["infill", TEXT, "--model_name_or_path", str(folder)])
+        assert "\n" not in end.value.code and "not foreseen" not in end.value.code

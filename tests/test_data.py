@@ -90,6 +90,14 @@ def test_a_sentence_is_bos_prompt_sentence_eos(tokenizer):
     assert tokenizer.decode(sentence_ids("Tom.", tokenizer, "", 64)[1:-1]) == "Tom."
 
 
+def test_a_sentence_without_bos(tokenizer):
+    """Qwen and SmolLM2 have none; `encode()` then puts nothing before a sentence."""
+    whole = tokenize_sentences([STORY], tokenizer, "Find it:", 64, [])[0]
+    assert tokenizer.decode(whole[:-1]) == f"Find it: {STORY}" and whole[-1] == tokenizer.eos_token_id
+    cut = tokenize_sentences([STORY], tokenizer, "Find it:", 12, [])[0]
+    assert len(cut) == 12 and cut == whole[:11] + [tokenizer.eos_token_id]
+
+
 def test_a_long_sentence_keeps_its_eos(tokenizer):
     whole = sentence_ids(STORY, tokenizer, "Find it:", 512)
     cut = sentence_ids(STORY, tokenizer, "Find it:", 12)
@@ -292,7 +300,9 @@ def test_spans_of_fim_rows_stay_without_msg():
 def test_dropout_positives_are_the_sentences_themselves(build, tokenizer):
     settings = {"positives": "dropout", "sscl_dropout": 0.1}
     of_pairs_file = build(**settings)
-    assert [anchor for anchor, _ in of_pairs_file.train.pairs.pairs] == [anchor for anchor, _ in build().train.pairs.pairs]
+    assert [anchor for anchor, _ in of_pairs_file.train.pairs.pairs] == [
+        anchor for anchor, _ in build().train.pairs.pairs
+    ]
     of_texts = build(**settings, pairs_file=None, min_words=7)
     for data in (of_pairs_file, of_texts):
         assert all(anchor == positive for anchor, positive in data.train.pairs.pairs)
@@ -350,6 +360,26 @@ def test_what_is_in_the_data_is_logged_and_what_is_alarming_warned_of(build, tmp
         "data: 1 held-out texts found in training of 2 held-out texts: the evaluation is not of unseen text",
     ):
         assert warning in caplog.text
+
+
+def test_held_out_pairs_are_those_of_their_own_file(build, tmp_path, tokenizer, caplog):
+    held_out = tmp_path / "held_out.jsonl"
+    names = ["Ben", "Zoe", "Tom"]  # Tom is in the training pairs
+    rows = [{"text": f"{name} was hungry.", "positive": f"{name} had to eat."} for name in names]
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "held_out.txt").write_text("Nobody has seen this text so far, and nobody trains on it.\n")
+    files = {"eval_file": str(tmp_path / "held_out.txt"), "eval_pairs_file": str(held_out)}
+    for settings in ({}, {"positives": "dropout", "sscl_dropout": 0.1}):
+        caplog.clear()
+        data = build(**files, **settings)
+        spelt = [tokenizer.decode(positive[1:-1]) for _, positive in data.eval.pairs.pairs]
+        assert [text.rsplit(": ")[-1] for text in spelt] == [row["positive"] for row in rows]
+        assert data.eval.pairs.origin(1) == f"{held_out}:2"
+        assert "data: 1 held-out pairs found in training of 3 held-out pairs" in caplog.text
+        assert "data: 1 held-out pairs left out of 3 held-out pairs: a held-out row brings as many" in caplog.text
+    assert len(data.eval[0]["pairs"]) == 2
+    assert build(eval_file=files["eval_file"]).eval[0]["pairs"] == []
+    assert len(build(**files, lambda_sscl=0).eval.pairs) == 0
 
 
 def test_sentences_that_are_cut_are_counted(build, caplog):

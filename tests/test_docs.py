@@ -99,12 +99,25 @@ def test_tables_are_what_the_scripts_wrote(page):
     assert render(text) == text, "run: python docs/make_tables.py"
 
 
-def test_readme_tree_names_files_that_exist():
-    tree = re.search(r"## The tree\n\n```\n(.*?)```", README, flags=re.DOTALL)[1]
-    for folder in re.findall(r"^(\w+)/", tree, flags=re.MULTILINE):
-        assert (ROOT / folder).is_dir(), folder
-    for file in re.findall(r"(?<!\*)\b[a-z]\w+\.py\b", tree):
-        assert (ROOT / "modeling_magnet" / file).is_file(), file
+def test_the_tree_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", text, flags=re.DOTALL)[1]
+    folders = set(re.findall(r"^(\w+)/", tree, flags=re.MULTILINE))
+    assert folders == {path.parts[0] for path in tracked_code()}
+    files = set(re.findall(r"\b\w+_magnet\.py\b", tree))
+    assert files == {path.name for path in (ROOT / "modeling_magnet").glob("*_magnet.py")}
+
+
+def tracked_code() -> list[Path]:
+    """Files of the folders that hold code, recipes or docs."""
+    kinds = (".py", ".yaml", ".md")
+    return [
+        path.relative_to(ROOT)
+        for folder in ROOT.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in ("runs", "build", "dist")
+        for path in folder.rglob("*")
+        if path.suffix in kinds
+    ]
 
 
 def test_readme_tells_the_steps_that_made_the_checkpoint():

@@ -34,7 +34,9 @@ def test_parameters_are_those_of_the_model():
     layer, rest, adapter, head = parameter_counts(model.config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     assert head == sum(size for name, size in sizes.items() if "projection_head" in name)
-    assert 3 * adapter == sum(size for name, size in sizes.items() if is_trained(name) and "projection_head" not in name)
+    assert 3 * adapter == sum(
+        size for name, size in sizes.items() if is_trained(name) and "projection_head" not in name
+    )
     assert 3 * (layer + adapter) + rest + head == sum(sizes.values())
 
 

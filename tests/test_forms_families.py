@@ -1,12 +1,13 @@
 """Each form of each family computes what the checkpoint does, also beyond its sliding windows, and is the family's own class."""
 
 import copy
+import json
 
 import pytest
 import torch
 from families import NAMES, WINDOW, build_base, build_magnet
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from magnet_hub.forms import export_checkpoint
 from magnet_hub.save import save_checkpoint
@@ -87,6 +88,15 @@ def test_states_of_the_encoder(made):
             model.config.sliding_window = window
             assert (logits(model.model, "bidirectional") - expected).abs().max() > 1e-2
         model.config.sliding_window = WINDOW
+
+
+def test_rotary_frequencies_at_the_top_level(made):
+    """Where TEI looks for them; Gemma 3 has others in its sliding layers."""
+    rope = made[1].config.rope_parameters
+    assert AutoConfig.from_pretrained(made[3] / "encoder", **LOCAL).rope_parameters == rope
+    found = json.loads((made[3] / "encoder" / "config.json").read_text(encoding="utf-8"))
+    assert found["rope_theta"] == rope.get("full_attention", rope)["rope_theta"]
+    assert found.get("rope_local_base_freq") == rope.get("sliding_attention", {}).get("rope_theta")
 
 
 @pytest.mark.parametrize("form", ["magnet", "merged", "encoder"])

@@ -3,23 +3,22 @@
 import copy
 import re
 
+import families
 import pytest
 import torch
+from families import build_magnet
 from reference import padding_mask
 from transformers.cache_utils import DynamicCache
 
-from modeling_magnet import (
-    MagnetLlamaForSequenceClassification,
-    MagnetLlamaForTokenClassification,
-    MagnetLlamaModel,
-)
+from modeling_magnet import FAMILIES
 
 LENGTH = 6
+NAMES = pytest.mark.parametrize("name", families.NAMES)
 
 
-@pytest.fixture(scope="module", params=["eager", "sdpa"])
-def model(request, tiny_magnet):
-    return tiny_magnet(request.param)
+@pytest.fixture(scope="module", params=[("llama", "eager"), ("gemma3_text", "sdpa")], ids="-".join)
+def model(request):
+    return build_magnet(*request.param)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +39,16 @@ GOOD = spans([0, 0, 1, 1, 0, 0], [0, 1, 1, 1, 0, 2])
 def test_unknown_mode(model, ids, mode):
     with pytest.raises(ValueError, match=r"attention_mode=.*must be one of \['causal', 'bidirectional', 'hybrid'\]"):
         model(ids, attention_mode=mode)
+
+
+@pytest.mark.parametrize("misspelt, meant", [("attention_mod", "attention_mode"), ("span_id", "span_ids")])
+@NAMES
+def test_a_misspelt_argument_is_not_swallowed(name, ids, misspelt, meant):
+    """A stock forward takes any keyword in silence: the call would be causal."""
+    model = build_magnet(name)
+    for module in (model, model.model):
+        with pytest.raises(ValueError, match=f"{misspelt}=.*Did you mean '{meant}'"):
+            module(ids, **{misspelt: "hybrid"})
 
 
 def test_hybrid_without_spans(model, ids):
@@ -89,15 +98,6 @@ def test_span_mask_of_a_wrong_shape(model, ids):
         model(ids, attention_mode="hybrid", span_mask=GOOD[:, :4] > 0)
 
 
-@pytest.mark.parametrize("backend", ["flash_attention_2", "kernels-community/flash-attn3"])
-def test_hybrid_on_flash_attention(model, ids, backend):
-    flash = copy.deepcopy(model)  # no kernel is needed: it must be refused before one is called
-    flash.config._attn_implementation_internal = backend
-    flash.model.config._attn_implementation_internal = backend
-    with pytest.raises(ValueError, match=f"'{backend}' ignores attention_mode='hybrid'. Use 'sdpa'"):
-        flash(ids, attention_mode="hybrid", span_ids=GOOD)
-
-
 @pytest.mark.parametrize("shape", [(2, 1, 6, 6), (2, 5), (2, 9), (1, 6), (6,)])
 @pytest.mark.parametrize("mode", ["bidirectional", "hybrid"])
 def test_padding_mask_of_a_wrong_shape(model, ids, mode, shape):
@@ -114,63 +114,59 @@ def test_is_causal_is_refused(model, ids, mode, value):
         model(ids, is_causal=value, attention_mode=mode)
 
 
-# ------------------------------------------------------------------------------------------------------- token ids
-
-
-@pytest.mark.parametrize("wrong", [97, 10**6, -1, -100])
-def test_token_id_outside_the_vocabulary(model, ids, wrong):
-    bad = ids.clone()
-    bad[1, 4] = wrong
-    with pytest.raises(ValueError, match=rf"input_ids\[1, 4\]={wrong}: outside the vocabulary, 0\.\.96"):
-        model(bad)
+# -------------------------------------------------------------------------------------------------------------- inputs
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional"])
-def test_length_0(model, mode):
-    with pytest.raises(ValueError, match="input_ids has length 0"):
-        model(torch.zeros(1, 0, dtype=torch.long), attention_mode=mode)
+@NAMES
+def test_both_or_neither_kind_of_input(name, ids, mode):
+    model = build_magnet(name)
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+        model(attention_mode=mode)
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+        model(ids, inputs_embeds=model.get_input_embeddings()(ids), attention_mode=mode)
 
 
-def test_both_or_neither_kind_of_input(model, ids):
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
-        model()
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
-        model(ids, inputs_embeds=model.model.embed_tokens(ids))
-
-
-def test_length_1_is_the_same_in_every_mode(model):
-    one = torch.tensor([[5]])
-    model = copy.deepcopy(model)
-    model.config.causal_adapter = True
+@NAMES
+def test_length_1_is_the_same_in_every_mode(name):
+    one, model = torch.tensor([[5]]), build_magnet(name, "sdpa", causal_adapter=True)
     with torch.no_grad():
         causal = model(one).logits
-        assert torch.equal(model(one, attention_mode="bidirectional").logits, causal)
+        torch.testing.assert_close(model(one, attention_mode="bidirectional").logits, causal, rtol=0, atol=1e-6)
         for span_id in (0, 1):
             hybrid = model(one, attention_mode="hybrid", span_ids=torch.tensor([[span_id]])).logits
             torch.testing.assert_close(hybrid, causal, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["causal", "bidirectional", "hybrid"])
-def test_a_row_of_nothing_but_padding_is_finite(model, ids, mode):
+@pytest.mark.parametrize("impl", ["eager", "sdpa"])
+@NAMES
+def test_a_row_of_nothing_but_padding_is_finite(name, impl, ids, mode):
+    model = build_magnet(name, impl)
     kwargs = {"attention_mask": padding_mask([LENGTH, 0], LENGTH, "right"), "attention_mode": mode}
     if mode == "hybrid":
         kwargs["span_ids"] = GOOD * kwargs["attention_mask"]
     logits = model(ids, **kwargs).logits
     assert logits.isfinite().all()
-    gradients = torch.autograd.grad(
-        logits.sum(), [p for p in model.parameters() if p.requires_grad], allow_unused=True
-    )
+    gradients = torch.autograd.grad(logits.sum(), list(model.parameters()), allow_unused=True)
     assert all(grad.isfinite().all() for grad in gradients if grad is not None)
-    alone = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
+    alone = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in kwargs.items()}
     with torch.no_grad():
         torch.testing.assert_close(logits[:1], model(ids[:1], **alone).logits, rtol=0, atol=1e-5)
+
+
+@NAMES
+def test_decoder_alone_runs_in_every_mode(name, ids):
+    decoder = FAMILIES[name].decoder_class(build_magnet(name).config).eval()
+    for kwargs in ({}, {"attention_mode": "bidirectional"}, {"attention_mode": "hybrid", "span_ids": GOOD}):
+        assert decoder(ids, **kwargs).last_hidden_state.shape == (2, LENGTH, 64)
 
 
 # ------------------------------------------------------------------------------------------------ caches and generate()
 
 
 def filled_cache(model, ids):
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache()
     with torch.no_grad():
         model(ids, attention_mode="bidirectional", past_key_values=cache)
     assert cache.get_seq_length() == LENGTH
@@ -184,7 +180,7 @@ def test_bidirectional_over_a_filled_cache(model, ids):
 
 def test_hybrid_over_an_empty_cache(model, ids):
     with pytest.raises(ValueError, match="attention_mode='bidirectional' first.*infill"):
-        model(ids, attention_mode="hybrid", past_key_values=DynamicCache(config=model.config))
+        model(ids, attention_mode="hybrid", past_key_values=DynamicCache())
 
 
 def test_hybrid_over_a_cache_takes_no_spans(model, ids):
@@ -193,9 +189,10 @@ def test_hybrid_over_a_cache_takes_no_spans(model, ids):
 
 
 @pytest.mark.parametrize("mode", ["bidirectional", "hybrid"])
-def test_generate_in_another_mode(model, ids, mode):
+@NAMES
+def test_generate_in_another_mode(name, ids, mode):
     with pytest.raises(ValueError, match=f"attention_mode='{mode}' cannot generate.*infill"):
-        model.generate(ids, attention_mode=mode, max_new_tokens=2)
+        build_magnet(name).generate(ids, attention_mode=mode, max_new_tokens=2)
 
 
 def test_generate_with_a_mode_set_in_the_config(model, ids):
@@ -206,104 +203,11 @@ def test_generate_with_a_mode_set_in_the_config(model, ids):
     assert model.generate(ids, attention_mode="causal", max_new_tokens=2).shape[1] > LENGTH
 
 
-def test_only_causal_mode_makes_a_cache(model, ids):
+@pytest.mark.parametrize("given", [{}, {"use_cache": True}])
+@NAMES
+def test_only_causal_mode_makes_a_cache(name, ids, given):
+    model = build_magnet(name)
     with torch.no_grad():
-        assert model(ids, use_cache=True).past_key_values.get_seq_length() == LENGTH
-        assert model(ids, use_cache=True, attention_mode="bidirectional").past_key_values is None
-        assert model(ids, use_cache=True, attention_mode="hybrid", span_ids=GOOD).past_key_values is None
-
-
-# -------------------------------------------------------------------------------------------------- classification heads
-
-
-@pytest.fixture(scope="module", params=["left", "right"])
-def padded(request, ids):
-    return {"input_ids": ids, "attention_mask": padding_mask([LENGTH, LENGTH - 2], LENGTH, request.param)}
-
-
-def head(cls, model, **settings):
-    """A classification head over the decoder of `model`, whose weights it shares."""
-    config = copy.deepcopy(model.config)
-    config.num_labels = 3
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        head = cls(config)
-    head.model = model.model
-    return head.eval()
-
-
-def test_token_head_reads_the_output_left_of_a_token(model, padded):
-    classifier = head(MagnetLlamaForTokenClassification, model)
-    real = padded["attention_mask"].bool()
-    with torch.no_grad():
-        states = model.model(**padded, attention_mode="bidirectional").last_hidden_state
-        logits, by_token = classifier(**padded).logits, classifier.score(states)
-    assert logits.shape == (2, LENGTH, 3)
-    for row in range(2):
-        tokens = real[row].nonzero().flatten().tolist()
-        torch.testing.assert_close(logits[row, tokens[0]], by_token[row, tokens[0]], rtol=0, atol=1e-6)
-        torch.testing.assert_close(logits[row, tokens[1:]], by_token[row, tokens[:-1]], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("mode, reaches", [({}, True), ({"attention_mode": "causal"}, False)])
-@pytest.mark.parametrize("cls", [MagnetLlamaForTokenClassification, MagnetLlamaForSequenceClassification])
-def test_heads_are_bidirectional_unless_told_otherwise(model, ids, cls, mode, reaches):
-    """A head must not change with the config's mode, which is the generator's."""
-    classifier = head(cls, model)
-    assert classifier.config.attention_mode == "causal"
-    states = []
-    classifier.model.norm.register_forward_hook(lambda *call: states.append(call[-1]))
-    changed = ids.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % 97
-    with torch.no_grad():
-        classifier(ids, **mode), classifier(changed, **mode)
-    assert torch.equal(states[0][:, 0], states[1][:, 0]) is not reaches
-
-
-def test_sequence_head_reads_the_last_real_token(model, padded):
-    classifier = head(MagnetLlamaForSequenceClassification, model)
-    inputs = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, classifier.config.pad_token_id)
-    padded = padded | {"input_ids": inputs}
-    with torch.no_grad():
-        states = model.model(**padded, attention_mode="bidirectional").last_hidden_state
-        logits = classifier(**padded).logits
-    last = [mask.nonzero().max() for mask in padded["attention_mask"]]
-    expected = torch.stack([classifier.score(states[row, last[row]]) for row in range(2)])
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "cls, labels",
-    [
-        (MagnetLlamaForTokenClassification, torch.tensor([[0, 1, 2, -100, 1, 0]] * 2)),
-        (MagnetLlamaForSequenceClassification, torch.tensor([0, 2])),
-    ],
-)
-def test_heads_train(model, padded, cls, labels):
-    classifier = head(cls, copy.deepcopy(model))
-    classifier(**padded, labels=labels).loss.backward()
-    gradients = {name: p.grad for name, p in classifier.named_parameters() if "lora" in name or "score" in name}
-    assert any("lora" in name for name in gradients) and any("score" in name for name in gradients)
-    assert all(grad.isfinite().all() and grad.abs().max() > 0 for grad in gradients.values())
-
-
-def test_token_loss_is_cross_entropy_over_labelled_tokens(model, ids):
-    classifier = head(MagnetLlamaForTokenClassification, model)
-    labels = torch.tensor([[0, 1, 2, -100, 1, 0], [-100, 1, 1, 2, 2, 0]])
-    with torch.no_grad():
-        output = classifier(ids, labels=labels)
-    expected = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(output.loss, expected)
-
-
-def test_decoder_alone_runs_in_every_mode(tiny_magnet, ids):
-    config = tiny_magnet().config
-    decoder = MagnetLlamaModel(config).eval()
-    for kwargs in ({}, {"attention_mode": "bidirectional"}, {"attention_mode": "hybrid", "span_ids": GOOD}):
-        assert decoder(ids, **kwargs).last_hidden_state.shape == (2, LENGTH, 64)
-
-
-@pytest.mark.parametrize("misspelt, meant", [("attention_mod", "attention_mode"), ("span_id", "span_ids")])
-def test_a_misspelt_argument_is_not_swallowed(tiny_magnet, misspelt, meant):
-    with pytest.raises(ValueError, match=f"{misspelt}=.*Did you mean '{meant}'"):
-        tiny_magnet()(torch.tensor([[1, 5, 6]]), **{misspelt: "hybrid"})
+        assert model(ids, **given).past_key_values.get_seq_length() == LENGTH
+        assert model(ids, **given, attention_mode="bidirectional").past_key_values is None
+        assert model(ids, **given, attention_mode="hybrid", span_ids=GOOD).past_key_values is None

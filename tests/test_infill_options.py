@@ -138,7 +138,8 @@ def test_a_stopping_criterion_ends_each_row_by_itself(model, tokenizer, length):
     arguments = {"length": length, "max_new_tokens": 6, "return_dict": True} | NEVER
     whole = [output.gaps[0] for output in model.infill(batch, tokenizer, **arguments)]
     assert {gap.finish_reason for gap in whole} == {"exact_length" if length == 6 else "max_tokens"}
-    stop = StopAt({whole[0].token_ids[2], whole[1].token_ids[0]})
+    ids = whole[0].token_ids
+    stop = StopAt({next(token for token in ids[1:] if token != ids[0]), whole[1].token_ids[0]})
     stopped = [output.gaps[0] for output in model.infill(batch, tokenizer, stopping_criteria=[stop], **arguments)]
     cuts = [next((i + 1 for i, t in enumerate(gap.token_ids) if t in stop.tokens), 6) for gap in whole]
     assert 1 < cuts[0] < 6 and cuts[1] == 1

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "infilling.md").read_text(encoding="utf-8")
@@ -18,12 +19,22 @@ def script(name: str, monkeypatch, *arguments) -> None:
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 
-def test_the_blocks_of_the_guide_run(monkeypatch, capsys):
+def same(printed: str, stored: str) -> bool:
+    """Whether two outputs differ in the last digits of numbers at most, which is all that a CPU's own float32 may change."""
+    number = re.compile(r"-?\d+\.\d+")
+    pairs = zip(number.findall(printed), number.findall(stored), strict=True)
+    return number.sub("#", printed) == number.sub("#", stored) and all(
+        abs(float(a) - float(b)) < 0.02 for a, b in pairs
+    )
+
+
+def test_the_blocks_of_the_guide_print_what_it_shows(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    namespace = {}
-    for block in re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL):
+    namespace, blocks = {}, re.findall(r"```python\n(.*?)```\n(?:```\n(.*?)```\n)?", GUIDE, flags=re.DOTALL)
+    for block, shown in blocks:
         exec(compile(block, "infilling.md", "exec"), namespace)
-    assert capsys.readouterr().out.startswith("Mina slid a tray of rolls into her oven. ")
+        assert same(capsys.readouterr().out, shown)
+    assert namespace["model"].dtype == torch.float32 and len(blocks) > 8
 
 
 def test_the_guide_shows_what_the_example_printed():
@@ -32,24 +43,23 @@ def test_the_guide_shows_what_the_example_printed():
 
 
 def test_links_and_files_of_the_guide_exist():
-    for target in re.findall(r"\]\(([\w./]+)(?:#\w+)?\)", GUIDE):
-        assert (ROOT / "docs" / target).is_file(), target
+    for target, anchor in re.findall(r"\]\(([\w./]+)(?:#([\w-]+))?\)", GUIDE):
+        headings = re.findall(r"^#+ (.*)", (ROOT / "docs" / target).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in anchors, (target, anchor)
     for file in re.findall(r"`(examples/[\w./]+)`", GUIDE):
         assert (ROOT / file).is_file(), file
 
 
 def test_the_story_example(monkeypatch, capsys):
-    """What was stored, up to the numbers' last digits and what sampling does with them on another machine."""
     script("infill.py", monkeypatch)
-    printed = capsys.readouterr().out
-    stored = (ROOT / "docs" / "measured" / "infill_example.txt").read_text(encoding="utf-8")
-    parts, stored_parts = printed.split("\n-- "), stored.split("\n-- ")
-    assert [part.splitlines()[0] for part in parts] == [part.splitlines()[0] for part in stored_parts]
-    story = parts[0].splitlines()[1]
-    assert story.startswith("Mina slid a tray of rolls into her oven. ") and ". Her brother came home. He was" in story
-    assert len(parts[1].splitlines()) == 4 and "soup" in parts[2].splitlines()[1]
-    streamed = [line.split("   <- ")[0] for line in parts[3].splitlines()[1:] if line]
-    assert len(streamed) == 2 and all(fill in story for fill in streamed)
+    printed = capsys.readouterr().out.split("\n-- ")
+    stored = (ROOT / "docs" / "measured" / "infill_example.txt").read_text(encoding="utf-8").split("\n-- ")
+    for part, shown in zip(printed, stored, strict=True):
+        if part.startswith("eight drafts"):  # another library may draw other ones
+            assert len(part.splitlines()) == len(shown.splitlines()) == 4
+        else:
+            assert same(part, shown)
 
 
 def test_the_template_filler(monkeypatch, capsys, tmp_path):
@@ -97,5 +107,10 @@ def test_the_notebook(monkeypatch, capsys):
     namespace = {}
     for cell in cells:
         exec(compile("".join(cell["source"]), "infill.ipynb", "exec"), namespace)
-        stored = [output for output in cell["outputs"] if output.get("name") == "stdout"]
-        assert bool(capsys.readouterr().out) == bool(stored)
+        stored = "".join("".join(output["text"]) for output in cell["outputs"] if output.get("name") == "stdout")
+        printed = capsys.readouterr().out
+        if "do_sample" in "".join(cell["source"]):
+            assert len(printed.splitlines()) == len(stored.splitlines()) > 0
+        else:
+            assert same(printed, stored)
+    assert namespace["model"].dtype == torch.float32

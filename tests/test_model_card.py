@@ -101,7 +101,7 @@ def test_local_names_stay_at_home(tmp_path, exists, monkeypatch):
     text, data = text_of(tmp_path), ModelCard.load(tmp_path / "README.md").data.to_dict()
     for leak in (str(tmp_path), "/home", "secret", "anna", "hf_abc"):
         assert leak not in text
-    assert "base_model" not in data and "a Llama that is not named here" in text
+    assert "base_model" not in data and "a model that is not named here" in text
     assert "`texts.txt`" in text and "`pairs.jsonl`" in text
     assert data.get("license") == ("llama2" if exists else None)
     assert data.get("language") == (["en", "de"] if exists else None)
@@ -257,8 +257,10 @@ def test_snippets_run_where_the_project_is_not_installed(tmp_path, text_magnet, 
     settings = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | settings
     command = [sys.executable, "-I", str(ROOT / "tests" / "run_card.py"), *folders]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    closed = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=300, **closed)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "[y/N]" not in done.stdout + done.stderr  # whether to run the code is said, not asked
     printed = re.findall(r"== (\w+)\n(.*?)(?=== |\Z)", done.stdout, flags=re.DOTALL)
     assert [name for name, _ in printed] == ["exact", "exact", "magnet", "magnet", "encoder", "generator", "adapter"]
     for name, text in printed:

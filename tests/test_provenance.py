@@ -1,6 +1,7 @@
 """Where a run's settings came from: what is printed, what is stored, and that it can be read back."""
 
 import json
+import pickle
 
 import pytest
 import yaml
@@ -59,6 +60,7 @@ def test_a_run_prints_its_settings_and_keeps_them(tmp_path, base_model_path, cap
     where = [str(base_model_path), str(tmp_path / "texts.jsonl"), str(tmp_path / "out")]
     names = ("--model_name_or_path", "--train_file", "--output_dir")
     flags = [part for pair in zip(names, where) for part in pair] + sizes.split() + ["--hub_token", "hf_secret"]
+    flags += ["--report_to", "tensorboard"]
     main(["--config", str(tmp_path / "own.yaml"), *flags])
     printed, stored = capsys.readouterr(), tmp_path / "out" / "training_config.yaml"
     for line in (
@@ -68,10 +70,26 @@ def test_a_run_prints_its_settings_and_keeps_them(tmp_path, base_model_path, cap
     ):
         assert line in printed.out.splitlines() and line in stored.read_text().splitlines()
     assert (tmp_path / "out" / "checkpoint-1" / "training_config.yaml").read_text() == stored.read_text()
-    assert "hf_secret" not in printed.out + printed.err + stored.read_text()
+    assert "hf_secret" not in printed.out + printed.err
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"training_args.bin", "trainer_state.json", "complete.json", "train_log.jsonl", "config.json"} <= names
+    assert any("tfevents" in name for name in names)
+    told = [path.name for path in files if b"hf_secret" in path.read_bytes()]
+    assert told == []  # a checkpoint is for others to load
     assert yaml.safe_load(stored.read_text())["learning_rate"] == 3e-5
     again = parse(["--config", str(stored)])
     assert (again[0].model_name_or_path, again[3].output_dir, again[3].max_steps) == (where[0], where[2], 1)
+
+
+def test_the_token_stays_with_the_run(tmp_path):
+    """It is left out of what is pickled, not taken from the arguments that push to the Hub."""
+    args = parse([*BASE, "--use_cpu", "--output_dir", str(tmp_path), "--hub_token", "hf_secret"])[3]
+    assert args.hub_token == "hf_secret"
+    assert b"hf_secret" not in pickle.dumps(args)
+    again = pickle.loads(pickle.dumps(args))
+    assert again.hub_token is None and again.lambda_sscl == args.lambda_sscl
+    assert args.hub_token == "hf_secret"
 
 
 def test_help_is_about_our_arguments(capsys):

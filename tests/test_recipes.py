@@ -1,5 +1,6 @@
 """Every recipe of the paper and of its rivals trains three steps; what makes it that recipe is looked up."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 from magnet_train.recipes import NAMES, parse, read_recipe, recipe_names
 from magnet_train.run import build_trainer
+from magnet_train.trainer import MagnetTrainer
 from magnet_train.views import IGNORE
 
 LOSSES = {  # recipe -> objectives of its first step, and of its last
@@ -106,6 +108,8 @@ def has_papers_views(trainer, views, recipe):
     assert (config.causal_adapter, config.pooling, config.infill_end_token_id) == (True, "last_token", None)
     assert all(view.span_ids.max() in (1, 2) and masked(view) for view in views)
     assert all((view.position_ids == range(len(view.position_ids))).all() for view in views)
+    rates = {line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line}
+    assert rates == {1e-3}  # to the end
 
 
 def has_free_gaps(trainer, views, recipe):
@@ -240,8 +244,11 @@ def test_commands_of_the_guide_parse(tmp_path, monkeypatch):
 def test_settings_that_the_guide_names_exist():
     named = set(re.findall(r"`-{0,2}([a-z]+(?:_[a-z0-9]+)+)`", GUIDE))
     figures = {
-        f"{what}_{name}" for what in ("loss", "accuracy", "eval_loss") for name in ("mntp", "msg", "sscl", "kl")
+        f"{what}_{name}"
+        for what in ("loss", "accuracy", "eval_loss", "eval_accuracy")
+        for name in ("mntp", "msg", "sscl", "kl")
     }
     unknown = named - set(NAMES) - set(recipe_names()) - figures - {"grad_norm", "tokens_per_second", "output_dir"}
+    unknown -= set(inspect.signature(MagnetTrainer).parameters)  # `From Python`
     unknown -= {"activation_checkpointing"}  # gradient_checkpointing before transformers 5.23
     assert not unknown

@@ -1,11 +1,14 @@
 """`magnet train` from the command line to a checkpoint that infills."""
 
+import copy
 import json
+import shutil
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from magnet_train.arguments import ModelArguments, ViewArguments
@@ -108,7 +111,9 @@ def test_held_out_texts_are_measured_before_the_first_step(flags, tmp_path):
         assert [line["step"] for line in evaluations] == [0, 2]
         assert all(line[f"eval_loss_{name}"] > 0 for line in evaluations for name in ("mntp", "msg"))
         measured = [line.get("eval_loss_sscl") for line in evaluations]
-        assert measured == ([pytest.approx(0, abs=1e-6)] * 2 if pairs else [None, None])  # one pair, repeated: no negative
+        assert measured == (
+            [pytest.approx(0, abs=1e-6)] * 2 if pairs else [None, None]
+        )  # one pair, repeated: no negative
 
 
 def test_same_command_twice_writes_the_same_weights(flags, tmp_path):
@@ -187,6 +192,49 @@ def test_ordinary_tokens_are_all_but_special_and_mask(base_model_path, tokenizer
         tokenizer.eos_token_id,
     )
     assert np.issubdtype(tokens.ordinary.dtype, np.integer)
+
+
+def without_bos(tokenizer):
+    """The tokenizer as Qwen's and SmolLM2's are: nothing stands before a text."""
+    bare = copy.deepcopy(tokenizer)
+    bare.backend_tokenizer.post_processor = ByteLevel(trim_offsets=False)
+    assert bare("")["input_ids"] == []
+    return bare
+
+
+def test_rows_open_with_what_the_tokenizer_or_the_model_says(base_model_path, tokenizer, tmp_path):
+    args, bare = model_args(base_model_path), without_bos(tokenizer)
+    config = build_model(args, ViewArguments(), bare).config
+    assert config.text_start_token_id is None and special_tokens(config, bare).bos is None
+    assert special_tokens(config, tokenizer).bos == 1
+    model = build_model(model_args(base_model_path, text_start_token="</s>"), ViewArguments(), bare)
+    assert model.config.text_start_token_id == special_tokens(model.config, bare).bos == 2
+    model.save_pretrained(tmp_path)
+    assert build_model(model_args(tmp_path), ViewArguments(), bare).config.text_start_token_id == 2
+    with pytest.raises(ValueError, match="text_start_token='two tokens': must be one token of the tokenizer, and is "):
+        build_model(model_args(base_model_path, text_start_token="two tokens"), ViewArguments(), tokenizer)
+
+
+@pytest.mark.parametrize("start", [None, "</s>"])
+def test_a_tokenizer_without_bos_trains(flags, base_model_path, tokenizer, tmp_path, start):
+    base = shutil.copytree(base_model_path, tmp_path / "base")
+    without_bos(tokenizer).save_pretrained(base)
+    main(flags(model_name_or_path=base, text_start_token=start))
+    out = tmp_path / "out"
+    model, bare = MagnetLlamaForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert bare("")["input_ids"] == [] and model.config.text_start_token_id == (start and 2)
+    steps = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if line.get("loss", 0) > 0] == [1, 2, 3]
+    filled = model.infill("Tom was hungry. <|gap|> Then he was full.", bare, length=5)
+    assert filled.startswith("Tom was hungry. ") and filled.endswith(" Then he was full.")
+
+
+def test_another_kind_of_model_is_refused(base_model_path, tokenizer, tmp_path):
+    config = json.loads((base_model_path / "config.json").read_text()) | {"model_type": "gpt_neox"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    families = "llama, mistral, qwen2, qwen3, gemma3_text, granite"
+    with pytest.raises(ValueError, match=f"its model_type is 'gpt_neox'. MAGNET knows these families: {families}"):
+        build_model(model_args(tmp_path), ViewArguments(), tokenizer)
 
 
 def test_mask_token_is_the_last_token_of_its_text(tokenizer):

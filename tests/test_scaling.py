@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import pytest
 import sharded
 import torch
@@ -12,7 +13,6 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 from training import log_of, magnet, make_trainer, relative_difference, texts
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 CONFIGS = {path.stem: load_config_from_file(str(path)) for path in (REPOSITORY / "accelerate_configs").glob("*.yaml")}
 
@@ -30,11 +30,13 @@ def test_every_configuration_is_accelerates_own():
     assert not any(config.use_cpu for config in CONFIGS.values())
 
 
-def test_fsdp_shards_the_layers_of_the_model(tiny_magnet):
+@pytest.mark.parametrize("family", families.NAMES)
+def test_fsdp_shards_the_layers_of_the_model(family):
+    """The configuration names none, so accelerate takes the model's own list."""
     settings = CONFIGS["fsdp2"].fsdp_config
-    assert settings["fsdp_version"] == 2
-    (layer,) = {type(layer) for layer in tiny_magnet().model.layers}
-    assert settings["fsdp_transformer_layer_cls_to_wrap"] == layer.__name__ == LlamaDecoderLayer.__name__
+    assert settings["fsdp_version"] == 2 and "fsdp_transformer_layer_cls_to_wrap" not in settings
+    model = families.build_magnet(family)
+    assert set(model._no_split_modules) == {type(model.model.layers[0]).__name__}
 
 
 # ------------------------------------------------------------------------------------------------ FSDP2, two processes

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from infilling import FREE_OFFSET, TEXT, TEXTS, next_logits, token_pieces
+from infilling import FREE_OFFSET, TEXT, TEXTS, Write, next_logits, token_pieces
 from transformers import AutoTokenizer, LlamaForCausalLM, LogitsProcessor
 
 from modeling_magnet import Gap, InfillOutput, MagnetLlamaForCausalLM
@@ -59,6 +59,18 @@ def test_token_logprobs_are_those_of_the_hybrid_forward(model, tokenizer, order,
             naive = next_logits(model, known, budgets, where, gap.token_ids[:n]).log_softmax(-1)[token]
             assert logprob == pytest.approx(float(naive), abs=1e-4)
         assert gap.end_logprob is None
+
+
+def test_token_logprobs_over_a_vocabulary_of_gemmas_size(tiny_llama, tiny_magnet, tokenizer):
+    """torch loses digits in a sum of 262,144 probabilities in float32, unless they lie along the last dimension."""
+    llama = tiny_llama("sdpa", vocab_size=262144, hidden_size=16, num_hidden_layers=1)
+    model = tiny_magnet(llama=llama, infill_end_token_id=2, infill_free_offsets=[FREE_OFFSET])
+    known = {"suppress_tokens": list(range(len(tokenizer), 262144))}  # the tokenizer has no more
+    (gap,) = model.infill("Tom was<|gap|> sad.", tokenizer, length=6, return_dict=True, **known).gaps
+    pieces = token_pieces(["Tom was", " sad."], tokenizer)
+    logits = [next_logits(model, pieces, [6], 0, gap.token_ids[:n]) for n in range(6)]
+    exact = [float(each.double().log_softmax(-1)[token]) for each, token in zip(logits, gap.token_ids)]
+    assert gap.token_logprobs == pytest.approx(exact, abs=1e-5)
 
 
 @pytest.mark.parametrize("fewest", [0, 1])
@@ -116,9 +128,10 @@ def test_score_infill_gives_the_logprobs_of_a_generated_fill(model, tokenizer, o
 
 @pytest.mark.parametrize("length", [8, (2, 8)])
 def test_a_cut_through_a_token_keeps_logprobs(model, tokenizer, length):
-    settings = {"length": length, "logits_processor": [Words(tokenizer)], "return_dict": True}
-    (gap,) = model.infill("Tom was<|gap|> sad.", tokenizer, stop=["e"], **settings).gaps
-    assert gap.finish_reason == "stop" and gap.text
+    writing = [Write(tokenizer(" a dog saw the cat", add_special_tokens=False)["input_ids"])]
+    settings = {"length": length, "logits_processor": writing, "return_dict": True}
+    (gap,) = model.infill("Tom was<|gap|> sad.", tokenizer, stop=["w"], **settings).gaps
+    assert gap.finish_reason == "stop" and gap.text == " a dog sa"
     layout = "exact" if length == 8 else "free"
     scored = model.score_infill(["Tom was", Gap(), " sad."], [gap.text], tokenizer, layout=layout, max_new_tokens=8)
     assert gap.token_ids == scored.gaps[0].token_ids and len(gap.token_logprobs) == len(gap.token_ids)

@@ -5,11 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
+from conftest import BASE_MODEL
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from magnet_hub.forms import export_checkpoint
 from magnet_hub.save import save_checkpoint
 from magnet_hub.sentence_transformer import INSTRUCTIONS
+from modeling_magnet.encoding_magnet import text_ids
 
 TEXTS = [
     "",
@@ -110,11 +114,10 @@ def test_saving_again_loses_no_embedding(folder, expected, tmp_path):
         assert json.loads((copy / "config.json").read_text())["attention_mode"] == "bidirectional"
 
 
-def test_a_copy_made_by_sentence_transformers_refuses_to_generate(folder, tmp_path):
+def test_a_copy_made_by_sentence_transformers_is_no_language_model(folder, tmp_path):
     load(folder).save_pretrained(str(tmp_path))  # without the language-modelling head, which it never loaded
-    copy = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
-    with pytest.raises(ValueError, match="attention_mode='bidirectional' cannot generate"):
-        copy.generate(torch.tensor([[1, 5, 6]]), max_new_tokens=2)
+    with pytest.raises(ValueError, match="has no tensors for lm_head.weight"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
 
 
 def test_the_folder_stays_a_generator(folder, model, tokenizer):
@@ -154,7 +157,7 @@ def test_prompts_of_the_paper_by_name(loaded, model, tokenizer):
     expected = model.encode(TEXTS, tokenizer, instruction=instruction)
     assert_same(loaded.encode(TEXTS, prompt_name="STS"), expected)
     assert np.abs(expected - model.encode(TEXTS, tokenizer)).max() > 1e-3
-    assert set(loaded.prompts) == {"query", "document", "magnet", *INSTRUCTIONS}
+    assert set(loaded.prompts) == {"query", "document", *INSTRUCTIONS}
     assert loaded.prompts["TwentyNewsgroupsClustering"] == "Identify the topic or theme of the given news articles "
 
 
@@ -175,3 +178,51 @@ def test_several_processes(loaded, expected):
         assert_same(loaded.encode(TEXTS, pool=pool, chunk_size=2), expected)
     finally:
         loaded.stop_multi_process_pool(pool)
+
+
+# ------------------------------------------------------------------------------------------------- other tokenizers
+
+CHARACTERS = ["<pad>", "<s>", "</s>", "<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *map(chr, range(33, 127))]
+
+
+def tokenizer_of(kind: str):
+    """
+    A small tokenizer of a family's own class. Of these, LlamaTokenizer and GemmaTokenizer put [BOS] before a text here;
+    GPT2Tokenizer has a [BOS] that it never adds, as SmolLM2's, and no padding token; Qwen2Tokenizer has none.
+    """
+    if kind in ("LlamaTokenizer", "GemmaTokenizer"):
+        pieces = {piece: i for i, piece in enumerate([*CHARACTERS, "om", "▁T", "▁Tom"])}
+        merges = [("o", "m"), ("▁", "T"), ("▁T", "om")]
+        named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+        return getattr(transformers, kind)(vocab=pieces, merges=merges, add_bos_token=True, **named)
+    bpe = json.loads((BASE_MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = [tuple(merge) for merge in bpe["merges"]]
+    if kind == "GPT2Tokenizer":
+        return transformers.GPT2Tokenizer(
+            vocab=bpe["vocab"], merges=merges, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        )
+    return transformers.Qwen2Tokenizer(
+        vocab=bpe["vocab"], merges=merges, unk_token=None, eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.mark.parametrize("start", [None, 3, 300])  # what the tokenizer puts there, a special token, an ordinary one
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GemmaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_what_opens_and_ends_a_text(text_magnet, tmp_path, kind, start):
+    tokenizer = tokenizer_of(kind)
+    opens = {"LlamaTokenizer": [1], "GemmaTokenizer": [1]}.get(kind, []) if start is None else [start]
+    model = text_magnet(text_start_token_id=start, max_position_embeddings=64)
+    save_checkpoint(model, tokenizer, tmp_path / "magnet")
+    export_checkpoint(tmp_path / "magnet", tmp_path / "encoder", "encoder")
+    texts = [*TEXTS[:-1], "Tom" + " was" * 80]
+    expected = model.encode(texts, AutoTokenizer.from_pretrained(tmp_path / "magnet"))
+    for form, atol in (("magnet", 1e-6), ("encoder", 1e-5)):
+        sentences = SentenceTransformer(str(tmp_path / form), device="cpu", trust_remote_code=False)
+        for text in texts:
+            ids = sentences.preprocess([text], prompt="")["input_ids"][0].tolist()
+            assert ids == (opens + text_ids(text, tokenizer))[:63] + [2]
+        np.testing.assert_allclose(sentences.encode(texts), expected, rtol=0, atol=atol)
+    by_itself = AutoTokenizer.from_pretrained(tmp_path / "encoder")  # what other engines read
+    assert by_itself("Tom.").input_ids == opens + text_ids("Tom.", tokenizer) + [2]
+    unchanged = AutoTokenizer.from_pretrained(tmp_path / "magnet")
+    assert unchanged("Tom.").input_ids == tokenizer("Tom.").input_ids

@@ -67,7 +67,9 @@ def make_stream(source, tokenizer):
 def make_dataset(make_stream):
     def make_dataset(batch_rows=4, pairs=PAIRS, pairs_per_row=2, seed=0, stream=None, **view):
         stream = stream or make_stream(seed=seed)
-        return StreamedDataset(stream, PairDeck(pairs, seed), ViewArguments(**view), TOKENS, pairs_per_row, seed, batch_rows)
+        return StreamedDataset(
+            stream, PairDeck(pairs, seed), ViewArguments(**view), TOKENS, pairs_per_row, seed, batch_rows
+        )
 
     return make_dataset
 
@@ -203,9 +205,7 @@ def batches_of(dataset, n, workers=0, processes=1):
         IterableDatasetShard(dataset, 4, num_processes=processes, process_index=rank) if processes > 1 else dataset
         for rank in range(processes)
     ]
-    loaders = [
-        DataLoader(shard, batch_size=4, num_workers=workers, collate_fn=MagnetCollator(0)) for shard in shards
-    ]
+    loaders = [DataLoader(shard, batch_size=4, num_workers=workers, collate_fn=MagnetCollator(0)) for shard in shards]
     return [batch for step in zip(*(take(loader, n // processes) for loader in loaders)) for batch in step]
 
 

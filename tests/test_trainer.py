@@ -17,7 +17,7 @@ from training import (
 )
 
 from magnet_train.views import IGNORE
-from modeling_magnet import MagnetLlamaForCausalLM
+from modeling_magnet import FAMILIES, MagnetLlamaForCausalLM
 
 
 @pytest.fixture
@@ -25,11 +25,15 @@ def make(tmp_path):
     return functools.partial(make_trainer, tmp_path)
 
 
-@pytest.mark.parametrize(("accumulated", "chunk"), [(1, 0), (1, 1), (1, 6), (2, 0), (4, 0), (4, 3)])
-def test_joint_gradient_equals_the_formulas(make, accumulated, chunk):
+@pytest.mark.parametrize(
+    ("family", "accumulated", "chunk"),
+    [("llama", 1, 0), ("llama", 1, 1), ("llama", 1, 6), ("llama", 2, 0), ("llama", 4, 0)]
+    + [(family, 4, 3) for family in FAMILIES],
+)
+def test_joint_gradient_equals_the_formulas(make, family, accumulated, chunk):
     """Backward passes of their own, logits at labelled positions only, pairs in chunks, against one loss from full
     logits, whose negatives are all pairs of the step."""
-    model, gradients = magnet(), Gradients()
+    model, gradients = magnet(family=family), Gradients()
     reference = copy.deepcopy(model)
     sizes = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
     trainer = make(model, callbacks=[gradients], optim="sgd", learning_rate=0.1, sscl_chunk_size=chunk, **sizes)

@@ -11,7 +11,6 @@ from accelerate.data_loader import prepare_data_loader
 from training import (
     HELD_OUT,
     PAD,
-    PAIRS,
     VIEW,
     Gradients,
     log_of,

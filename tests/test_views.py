@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magnet_train.arguments import ViewArguments
+from magnet_train.fim import FimMarkers
 from magnet_train.views import IGNORE, SpecialTokens, sample_spans, sample_view
 
 BOS, END, MASK = 1, 2, 4
@@ -390,3 +391,57 @@ def test_vary_length_keeps_a_run_of_at_least_half():
         firsts.add(int(text[0]))
     assert kept == set(range(31, 62))
     assert firsts == set(range(10, 41))
+
+
+# ---------------------------------------------------------------------------------------------- tokenizers without [BOS]
+
+BARE = SpecialTokens(None, MASK, END, np.arange(10, VOCAB))
+
+
+@MANY
+@given(
+    n=st.integers(1, 60), seed=st.integers(0, 2**32), ratio=st.sampled_from([0.0, 1.0]), view_settings=VIEW_SETTINGS
+)
+def test_without_bos_nothing_is_asked_of_the_first_token(n, seed, ratio, view_settings):
+    """Nothing predicts it: it is in no span and not masked. All labels are the tokens to the right, as ever."""
+    ids, starts = a_text(n)
+    settings = ViewArguments(sentence_span_ratio=ratio, **view_settings)
+    view = sample_view(ids, starts, settings, BARE, np.random.default_rng(seed))
+    assert len(view.input_ids) == n and view.span_ids[0] == 0 and view.input_ids[0] == ids[0]
+    for labels in (view.mntp_labels, view.msg_labels):
+        for place in np.flatnonzero(labels != IGNORE):
+            last_of_span = view.span_ids[place] > 0 and (place == n - 1 or view.span_ids[place + 1] == 0)
+            assert labels[place] == (END if last_of_span else ids[place + 1])
+
+
+def test_without_bos_the_first_sentence_is_no_span():
+    ids, starts = np.arange(10, 70), np.zeros(60, bool)
+    starts[[0, 20, 40]] = True
+    found = {
+        spans_of(sample_view(ids, starts, ViewArguments(max_spans=1, sentence_span_ratio=1), BARE, rng))[0]
+        for rng in (np.random.default_rng(seed) for seed in range(40))
+    }
+    assert found == {(20, 20), (40, 20)}
+    with_bos = {
+        spans_of(sample_view(ids, starts, ViewArguments(max_spans=1, sentence_span_ratio=1), TOKENS, rng))[0]
+        for rng in (np.random.default_rng(seed) for seed in range(40))
+    }
+    assert with_bos == {(1, 20), (21, 20), (41, 20)}
+
+
+def test_without_bos_a_causal_row_is_the_text():
+    ids, starts = a_text(30)
+    view = sample_view(ids, starts, ViewArguments(all_span_ratio=1), BARE, np.random.default_rng(0))
+    assert np.array_equal(view.input_ids, ids) and (view.span_ids == 1).all()
+    assert np.array_equal(view.msg_labels, [*ids[1:], IGNORE])
+
+
+def test_without_bos_a_fim_row_holds_the_text_and_its_markers():
+    markers = FimMarkers([90], [91], [92])
+    tokens = SpecialTokens(None, MASK, END, np.arange(10, 90), markers)
+    ids = np.arange(10, 50)
+    for seed in range(20):
+        settings = ViewArguments(fim_ratio=1, span_max=12)
+        row = sample_view(ids, np.zeros(40, bool), settings, tokens, np.random.default_rng(seed)).input_ids.tolist()
+        assert row[0] == 90 and row[-1] == END
+        assert sorted(token for token in row[:-1] if token < 90) == ids.tolist()

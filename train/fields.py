@@ -20,7 +20,7 @@ class ModelArguments:
     mask_token: str = field(default="_", metadata={"help": "Text whose last token stands for a masked one (MNTP)."})
     text_start_token: str | None = field(
         default=None,
-        metadata={"help": "Opens every text, as <|endoftext|>; None: what the tokenizer puts there."},
+        metadata={"help": "Opens every text, as <|endoftext|>; else the tokenizer's own does."},
     )
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: float = field(default=32, metadata={"help": "LoRA alpha; the update is scaled by alpha / r."})
@@ -124,7 +124,7 @@ class ViewArguments:
     free_offset: int = field(default=128, metadata={"help": "Positions a free span reserves."})
     long_free_offset: int = field(
         default=0,
-        metadata={"help": "Positions of a free span that is longer than free_offset; 0: such spans are exact."},
+        metadata={"help": "Positions of a free span above free_offset; 0: such spans are exact."},
     )
     clean_context_ratio: float = field(default=0.0, metadata={"help": "Share of rows with spans and no masks."})
     all_span_ratio: float = field(default=0.0, metadata={"help": "Share of rows that are one span, i.e. causal."})
@@ -182,9 +182,7 @@ class TrainingFields:
 
     output_dir: str = field(default="runs/magnet", metadata={"help": "Where checkpoints, log and curves are written."})
     learning_rate: float = field(default=3e-5, metadata={"help": "AdamW's learning rate."})
-    lr_scheduler_type: str = field(
-        default="constant", metadata={"help": "The rate's course; the paper's stays."}
-    )
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "The rate's course; the paper's stays."})
     max_steps: int = field(default=4200, metadata={"help": "Optimizer steps."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Text rows per device and step."})
     per_device_pair_batch_size: int = field(default=64, metadata={"help": "Sentence pairs per device and step."})

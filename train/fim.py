@@ -33,7 +33,9 @@ def fim_markers(tokenizer) -> FimMarkers:
     return FimMarkers(*ids)
 
 
-def fim_row(prefix, middle, suffix, markers: FimMarkers, bos: int | None, end: int, spm: bool) -> tuple[np.ndarray, int]:
+def fim_row(
+    prefix, middle, suffix, markers: FimMarkers, bos: int | None, end: int, spm: bool
+) -> tuple[np.ndarray, int]:
     """
     Puts a text into fill-in-the-middle order.
 

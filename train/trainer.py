@@ -20,6 +20,7 @@ from .data import MagnetDataset, check_rows
 from .from_python import prepared
 from .losses import kl_loss, mntp_loss, msg_loss, sscl_loss
 from .metrics import Metrics, not_finite, out_of_memory
+from .streaming import StreamedDataset
 from .views import IGNORE
 
 LABELS = {"mntp": "mntp_labels", "msg": "msg_labels"}
@@ -58,17 +59,7 @@ class MagnetTrainer(Trainer):
         `ValueError` for settings that would train nothing, or do not go together.
         `FloatingPointError` as soon as a loss or a gradient is not finite, naming the objective, the step and the rows.
 
-    Example:
-
-    ```python
-    >>> from datasets import Dataset
-    >>> from magnet_train import MagnetTrainer, MagnetTrainingArguments
-    >>> texts = Dataset.from_dict({"text": ["Mina was hungry, so she baked a loaf of bread."] * 8})
-    >>> args = MagnetTrainingArguments("runs/doc", max_steps=1, per_device_train_batch_size=8, use_cpu=True)
-    >>> trainer = MagnetTrainer("examples/assets/magnet-tiny-base", args, train_dataset=texts)  # doctest: +SKIP
-    >>> trainer.train()  # doctest: +SKIP
-
-    ```
+    docs/training.md, section "From Python", has an example.
     """
 
     loss_is_scaled_for_ga = True  # the losses below are normalised over the accumulated batch
@@ -94,6 +85,11 @@ class MagnetTrainer(Trainer):
             sets |= {"eval_dataset": eval_dataset, "eval_pairs": eval_pairs}
             model, processing_class, data = prepared(model, processing_class, sets, view_args or ViewArguments(), args)
             train_dataset, eval_dataset, data_collator = data.train, data.eval, data_collator or data.collator
+        elif not isinstance(train_dataset, MagnetDataset | StreamedDataset | None):
+            raise ValueError(
+                f"train_dataset: {type(train_dataset).__name__} is no datasets.Dataset with a column 'text'. A source that is "
+                "read while it is trained on needs `magnet train --streaming`."
+            )
         if isinstance(train_dataset, MagnetDataset):
             check_rows(train_dataset, args)
         super().__init__(

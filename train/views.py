@@ -81,7 +81,8 @@ class SpecialTokens:
 
 def special_tokens(config, tokenizer) -> SpecialTokens:
     special = set(tokenizer.all_special_ids) | {config.mask_token_id}
-    ordinary = np.array([i for i in range(config.vocab_size) if i not in special])
+    # Qwen's and Gemma's embeddings have rows for more ids than the tokenizer has tokens
+    ordinary = np.array([i for i in range(len(tokenizer)) if i not in special])
     end = tokenizer.eos_token_id if config.infill_end_token_id is None else config.infill_end_token_id
     bos = next(iter(start_ids(config, tokenizer)), None)
     return SpecialTokens(bos, config.mask_token_id, end, ordinary, fim_markers(tokenizer))

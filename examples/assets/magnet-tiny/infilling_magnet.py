@@ -279,11 +279,21 @@ def fill_ids(text: str, document: Document, gap: int, tokenizer) -> list[int]:
 
 
 def fill_text(ids: list[int], document: Document, gap: int, tokenizer) -> str:
-    """The fill's characters; its first space is neither lost nor doubled."""
+    """The fill's whole characters; its first space is neither lost nor doubled."""
     left, prefix = document.texts[gap], document.gaps[gap].prefix or ""
-    behind = text_ids("a", tokenizer) if left else []  # a SentencePiece decoder takes the first space off a text
-    text = tokenizer.decode(behind + ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text = text.removeprefix("a") if left else text
+
+    def decoded(part: list[int], opens: bool) -> str:  # a SentencePiece decoder takes the first space off a text
+        behind = [] if opens else text_ids("a", tokenizer)
+        text = tokenizer.decode(behind + part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text if opens else text.removeprefix("a")
+
+    text, begun = decoded(ids, not left), 0
+    if HALF_CHARACTER in text:  # which spoils all of a run of bytes: whole characters are taken as they are completed
+        text = ""
+        for end in range(1, len(ids) + 1):
+            piece = decoded(ids[begun:end], not left and begun == 0)
+            if not piece.endswith(HALF_CHARACTER):
+                text, begun = text + piece, end
     spaced = (not left or left.endswith(" ")) and not prefix.startswith(" ")
     return text.removeprefix(" ") if spaced or healed(left) != left else text
 
@@ -421,16 +431,18 @@ class Writer:
         )  # not END, or a row that was stopped seems to have ended
 
     def fill(self, targets: list[tuple[Document, int]], copies: int, wanted: int) -> list[list[InfilledGap]]:
-        """For each document and gap the `wanted` best of `copies` fills, or of its candidates."""
+        """For each document and gap the `wanted` best of its candidates, or of as many fills and at least `copies`."""
         jobs, found = [], [[] for _ in targets]
         for number, (document, gap) in enumerate(targets):
             if document.gaps[gap].candidates is not None:
                 found[number] = self._given(document, gap)
             elif self.can_end or not document.gaps[gap].is_free:
-                jobs.append(Job(document, gap, copies, number))
+                jobs.append(Job(document, gap, max(copies, wanted), number))
             else:  # no end was trained: several lengths are written, and the best is kept
                 fewest, most = document.gaps[gap].limits()
-                lengths = {max(fewest, 1), most, *(n for n in LENGTHS if fewest < n < most)}
+                prefix = fill_ids(document.gaps[gap].prefix or "", document, gap, self.tokenizer)
+                fewest = max(fewest, len(prefix), 1)
+                lengths = {fewest, most, *(n for n in LENGTHS if fewest < n < most)}
                 jobs += [Job(document.with_length(gap, n), gap, copies, number) for n in sorted(lengths)]
         for job, fill in self._write(jobs):
             found[job.target].append(fill)
@@ -495,7 +507,8 @@ class Writer:
             job.shortest, job.longest = gap.limits()
             job.ends, job.start = gap.is_free, self._start(job, gap)
             job.shortest = max(job.shortest, len(job.start) if gap.prefix else 0)
-            groups.setdefault(job.longest if self.beams > 1 else None, []).append(job)  # beams end at one length
+            # beams end at one length
+            groups.setdefault((job.copies, job.longest if self.beams > 1 else None), []).append(job)
         for group in groups.values():
             group.sort(key=lambda job: -sum(map(len, job.document.ids)))
             rows = max(1, self.batch_size // max(group[0].copies, self.beams))
@@ -549,9 +562,9 @@ class Writer:
         each = [None] * len(fills)
         if self.details:  # under the model itself, before processors and temperature
             beams = getattr(outputs, "beam_indices", None)  # of beam search only
-            each = self.model.compute_transition_scores(
-                outputs.sequences, outputs.logits, beams, normalize_logits=True
-            ).tolist()
+            # normalize_logits=True would sum over a dimension that is not the last, and lose 5e-4 over 262k tokens
+            steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in outputs.logits)
+            each = self.model.compute_transition_scores(outputs.sequences, steps, beams).tolist()
         for number, (tokens, logprobs) in enumerate(zip(fills, each)):
             job = jobs[number // jobs[0].copies]
             yield job, self._finished(job, tokens, logprobs)
@@ -611,17 +624,16 @@ class Writer:
             reason = "max_tokens" if options.is_free else "exact_length"
         else:  # or a criterion of the caller's ended it
             reason = "end_token" if has_ended else "stop"
-        if reason != "exact_length":
-            text = text.rstrip(HALF_CHARACTER)
-            if repeated := overlap(text[len(prefix) :], right):
-                text, trimmed = text[:-repeated], text[-repeated:]
+        if reason != "exact_length" and (repeated := overlap(text[len(prefix) :], right)):
+            text, trimmed = text[:-repeated], text[-repeated:]
+        is_cut = text != whole
         if right[:1].isspace():  # the text behind has its own space; a prefix that was asked for stays whole
             text = prefix + text[len(prefix) :].rstrip()
         fill = InfilledGap(text, tokens[:count], reason, trimmed=trimmed)
         if logprobs is not None:
             fill.token_logprobs = logprobs[:count]
             fill.end_logprob = logprobs[count] if reason == "end_token" else None
-        if text != whole:
+        if is_cut:
             self._retokenize(fill, document, gap)
         return fill
 
@@ -740,13 +752,9 @@ class InfillingMixin:
         writer = Writer(self, tokenizer, generate_kwargs, batch_size, join_tokens, return_dict)
         copies = _checked_copies(writer, num_candidates, num_return_sequences)
         if streamer is not None:
-            if (
-                len(documents) != 1
-                or len(documents[0].gaps) != 1
-                or copies > 1
-                or not writer.can_end
-                and length == "auto"
-            ):
+            all_gaps = [gap for document in documents for gap in document.gaps]
+            searches = any(gap.is_free and not writer.can_end or gap.candidates is not None for gap in all_gaps)
+            if len(all_gaps) != 1 or copies > 1 or searches:
                 raise ValueError("streamer: one text with one gap can be streamed, and one fill of it.")
             generate_kwargs["streamer"] = streamer
         rounds = [[gap] for gap in range(max((len(d.gaps) for d in documents), default=0))]
@@ -757,7 +765,7 @@ class InfillingMixin:
             # alternatives share their first round; from then on each is a document of its own
             wanted = num_return_sequences if number == 0 else 1
             targets = [(d, gap) for many in answers for d in many for gap in round_gaps if gap < len(d.gaps)]
-            fills = iter(writer.fill(targets, copies if number == 0 else max(num_candidates or 1, 1), wanted))
+            fills = iter(writer.fill(targets, num_candidates or 1, wanted))
             answers = [[each for d in many for each in _filled(d, round_gaps, fills, wanted)] for many in answers]
         outputs = [[document.output() for document in many] for many in answers]
         results = [[output if return_dict else output.text for output in many] for many in outputs]
@@ -812,7 +820,7 @@ class InfillingMixin:
         _check_call(self, order, gap_token, {}, join_tokens=join_tokens, max_new_tokens=max_new_tokens)
         documents, single = self._read_inputs(inputs, tokenizer, Gap(1), {}, gap_token)
         fills = [fills] if single else fills
-        if isinstance(fills, str) or len(fills) != len(documents):
+        if not isinstance(fills, (list, tuple)) or len(fills) != len(documents):
             raise ValueError(f"fills={fills!r:.80}: must be a list of {len(documents)} lists, one an input.")
         writer, outputs = Writer(self, tokenizer, {}, join_tokens=join_tokens), []
         end = self.config.infill_end_token_id if layout == "free" else None
@@ -852,6 +860,10 @@ class InfillingMixin:
                     f"{where}: begins with a gap, and this tokenizer puts no token before a text that could predict its "
                     "first one. Put text before the gap, or set config.text_start_token_id as in training."
                 )
+            for gap, options in enumerate(document.gaps):
+                if options.candidates is not None:  # room for the longest
+                    rows = [fill_ids(text, document, gap, tokenizer) for text in options.candidates]
+                    options.length = max(1, *map(len, rows))
             self._check_room(where, document)
             for gap, options in enumerate(document.gaps):
                 _check_prefix(where, document, gap, options, tokenizer)
@@ -861,7 +873,7 @@ class InfillingMixin:
         offsets, limit = self.config.infill_free_offsets, self.config.max_position_embeddings
         trained = offsets if self.config.infill_end_token_id is not None else [limit]
         for gap in document.gaps:
-            if gap.is_free and gap.candidates is None and gap.limits()[1] > max(trained):
+            if gap.is_free and gap.limits()[1] > max(trained):
                 raise ValueError(
                     f"{where}: a gap of up to {gap.limits()[1]} tokens (max_new_tokens, length): this checkpoint was trained "
                     f"to end gaps of at most {max(trained)} (config.infill_free_offsets). Pass less, or an exact length."
@@ -887,7 +899,7 @@ def _filled(document: Document, gaps: list[int], fills, wanted: int) -> list[Doc
 
 
 def _rows_of_fills(where: str, document: Document, texts: list[str], tokenizer) -> list[list[int]]:
-    if isinstance(texts, str) or len(texts) != len(document.gaps):
+    if not isinstance(texts, (list, tuple)) or len(texts) != len(document.gaps):
         raise ValueError(f"{where}={texts!r:.80}: must be a list of {len(document.gaps)} strings, one a gap.")
     for text in texts:
         check_text(where, text)

@@ -169,9 +169,11 @@ class LowRank(nn.Module):
 def attach_adapter(model: nn.Module, adapter: dict | None) -> None:
     """Puts a [`LowRank`] beside each target that has none, under `<target>_lora`, and its hook on the target."""
     for parent in list(model.modules()) if adapter else ():
-        for name in set(adapter["target_modules"]) & set(dict(parent.named_children())):
-            linear, part = getattr(parent, name), f"{name}_lora"
-            if part not in dict(parent.named_children()):
+        children = dict(parent.named_children())
+        # in the layers' own order: a set's differs between processes, and with it the draws and the optimizer's state
+        for name in [name for name in children if name in adapter["target_modules"]]:
+            linear, part = children[name], f"{name}_lora"
+            if part not in children:
                 setattr(parent, part, LowRank(linear, adapter["r"], adapter["alpha"]))
             low_rank = getattr(parent, part)
             # quantising replaces the layer, and with it the hook
@@ -202,22 +204,30 @@ class MagnetPreTrained:
         "target_modules"}` and the other fields of [`MagnetFields`] are then set here.
 
         Raises:
-            `ValueError` where the file lacks a tensor of the decoder or has one too many, with its name: such a model would
-            be partly random. A fresh adapter, or a fresh head, is what a plain base lacks.
+            `ValueError` where the file lacks a tensor of the decoder or has one too many, `RuntimeError` where one has
+            another shape, with its name: such a model would be partly random. A fresh adapter, or a fresh head, is what a plain base lacks.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        # else transformers raises, with the names in a log alone
+        wants_any_shape, kwargs["ignore_mismatched_sizes"] = kwargs.get("ignore_mismatched_sizes", False), True
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         attach_adapter(model.base_model, model.config.adapter)
         has_adapter = _declares_adapter(pretrained_model_name_or_path, kwargs)
         missing = [key for key in info["missing_keys"] if "_lora." not in key or has_adapter]
         heads = ("score.", "projection_head.")  # fresh ones are announced by transformers itself
         missing = sorted(key for key in missing if not key.startswith(heads))
-        decoder = model.base_model_prefix + "."
-        extra = sorted(key for key in info["unexpected_keys"] if key.startswith(decoder) or "_lora." in key)
-        for problem, keys in (("has no tensors for", missing), ("has tensors that the model lacks:", extra)):
+        decoder, parts = model.base_model_prefix + ".", dict(model.base_model.named_children())
+        extra = sorted(key for key in info["unexpected_keys"] if key.removeprefix(decoder).split(".")[0] in parts)
+        shapes = sorted(key for key, *_ in info["mismatched_keys"] if not wants_any_shape)
+        problems = (
+            (ValueError, "has no tensors for", missing),
+            (ValueError, "has tensors that the model lacks:", extra),
+            (RuntimeError, "has other shapes for", shapes),  # transformers' own type for it
+        )
+        for error, problem, keys in problems:
             if keys:
                 names = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-                raise ValueError(
+                raise error(
                     f"{pretrained_model_name_or_path}: the file {problem} {names}. Its config.json (layers, adapter) is not "
                     "that of its weights; restore the one it was saved with."
                 )
@@ -352,6 +362,8 @@ class MagnetDecoder(MagnetPreTrained):
                 )
             inputs |= {"use_cache": use_cache}
         else:
+            if (input_ids is None) == (inputs_embeds is None):
+                raise ValueError("You must specify exactly one of input_ids or inputs_embeds")  # as the stock decoder does
             given = input_ids if inputs_embeds is None else inputs_embeds
             # the mask functions read shape, dtype and device of the embeddings, and these alone
             like_embeds = torch.empty(*given.shape[:2], 0, dtype=self.dtype, device=given.device)
@@ -415,10 +427,11 @@ class MagnetDecoder(MagnetPreTrained):
     def _by_layer_type(self, build, positions):
         """One mask; or, as the stock decoder takes them, a dictionary of one mask a type of layers."""
         near = self.window and window_rule(positions, self.window)
-        if near and "flash" in self.config._attn_implementation and positions.amax() - positions.amin() >= self.window:
+        is_far = near and "flash" in self.config._attn_implementation and (positions.diff() != 1).any()
+        if is_far and positions.amax() - positions.amin() >= self.window:
             raise ValueError(
-                f"attn_implementation={self.config._attn_implementation!r} slides over slots, not over positions: outside causal "
-                f"mode a text that is longer than sliding_window={self.window} needs 'sdpa', 'eager' or 'flex_attention'."
+                f"attn_implementation={self.config._attn_implementation!r} slides over slots, not over positions: where these "
+                f"jump, a text longer than sliding_window={self.window} needs 'sdpa', 'eager' or 'flex_attention'."
             )
         types = getattr(self.config, "layer_types", None)
         if types is None:  # Llama, Granite; Mistral, where all layers slide or none
@@ -463,6 +476,11 @@ def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -
         raise ValueError(
             "attention_mode='hybrid' with past_key_values continues one span over a cached context: fill the cache "
             "with attention_mode='bidirectional' first and pass no span_ids, or use infill()."
+        )
+    if mode != "causal" and past_key_values is not None and any(past_key_values.is_sliding):
+        raise ValueError(
+            "past_key_values forgets what a sliding window has passed, but a gap may stand there: use DynamicCache(), "
+            "without config=."
         )
     if mode == "hybrid" and past_key_values is None and not has_spans:
         raise ValueError("attention_mode='hybrid' needs span_ids (batch, length), or use attention_mode='causal'.")
@@ -517,6 +535,10 @@ def _changes(ids: torch.Tensor) -> torch.Tensor:
 
 def _refuse_other_mode_arguments(kwargs: dict) -> None:
     """A stock forward takes any keyword in silence, so a misspelt `attention_mode` would leave the model causal."""
+    if (
+        "cache" in kwargs
+    ):  # from generate_batch(), whose mask says the same; the config, which threads share, keeps out
+        kwargs.pop("is_causal", None)
     if "is_causal" in kwargs:
         raise ValueError(f"is_causal={kwargs['is_causal']!r}: pass attention_mode= instead.")
     for key in () if torch.compiler.is_compiling() else kwargs:
@@ -650,6 +672,8 @@ class MagnetTokenClassifier(MagnetPreTrained):
     token i (section 4.1). Bidirectional unless the call says otherwise.
     """
 
+    _keep_in_fp32_modules = ["score"]  # also what 8-bit and 4-bit loading leaves alone, a fresh head above all
+
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -675,7 +699,7 @@ class MagnetTokenClassifier(MagnetPreTrained):
             input_ids=input_ids, attention_mask=attention_mask, attention_mode=attention_mode, **kwargs
         )
         hidden_states = own_token_states(outputs.last_hidden_state, attention_mask)
-        logits = self.score(self.dropout(hidden_states))  # (B, L, num_labels)
+        logits = self.score(self.dropout(hidden_states).to(self.score.weight.dtype))  # (B, L, num_labels)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 

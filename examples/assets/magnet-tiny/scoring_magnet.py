@@ -42,7 +42,7 @@ def continuation_logprobs(
     """
     length = max(map(len, rows), default=0)
     room = model.config.max_position_embeddings - length
-    left, size, logprobs = left[max(0, len(left) - room) :], batch_size or len(rows), []
+    left, size, logprobs = left[max(0, len(left) - room) :], batch_size or len(rows) or 1, []
     with model.adapter_disabled():
         cache, first = DynamicCache(config=model.config), None
         if left:
@@ -66,7 +66,7 @@ def _continued(model, cache, first, rows):
     inputs = {"attention_mask": mask, "past_key_values": cache, "attention_mode": "causal", "use_cache": True}
     each = token_logprobs(model(ids, **inputs).logits[:, :-1], ids[:, 1:])  # (R, T - 1)
     opening = (
-        torch.zeros_like(each[:, :1]) if first is None else token_logprobs(first.expand(len(rows), 1, -1), ids[:, :1])
+        each.new_zeros(len(rows), 1) if first is None else token_logprobs(first.expand(len(rows), 1, -1), ids[:, :1])
     )
     each = torch.cat([opening, each], dim=1).tolist()
     return [values[: len(row)] for values, row in zip(each, rows)]
