@@ -48,7 +48,7 @@ setup(
         "scipy>=1.13",
         "torch>=2.10",
         "tqdm>=4.66",
-        "transformers>=5.18,<6",
+        "transformers>=5.23,<6",
     ],
     extras_require={
         "quantized": ["bitsandbytes>=0.48"],

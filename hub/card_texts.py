@@ -57,7 +57,7 @@ print(sentences.encode(["A cat sleeps.", "Rain fell."]).shape)
 MAGNET_TAGS = ("magnet", "text-infilling", "feature-extraction", "sentence-transformers", "custom_code")
 MAGNET_LIMITS = """* Meant for filling gaps in text from both sides, for embedding sentences and words, and for going on with a text.
 * `attn_implementation="flash_attention_2"` cannot do hybrid attention; `sdpa`, `eager` and `flex_attention` can."""
-MAGNET_NEEDS = "Needs `transformers >= 5.18`; `SentenceTransformer` needs `sentence-transformers >= 6.0`."
+MAGNET_NEEDS = "Needs `transformers >= 5.23`; `SentenceTransformer` needs `sentence-transformers >= 6.0`."
 
 FORMS = {
     "magnet": Words(
@@ -107,7 +107,7 @@ print(model.similarity(vectors, vectors))
 ```""",
         limits="""* Meant for comparing, searching and clustering sentences. It neither generates nor fills gaps, and does not refuse to.
 * transformers below 5.3 ignores `is_causal: false` without a word, and then the vectors are wrong.""",
-        needs="Needs `transformers >= 5.18` and `sentence-transformers >= 6.0`.",
+        needs="Needs `transformers >= 5.23` and `sentence-transformers >= 6.0`.",
     ),
     "generator": Words(
         title="MAGNET generator",
@@ -142,6 +142,6 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
         ),
         snippet=THREE_MODES.split("\n\n```python\nfrom sentence")[0],
         limits=MAGNET_LIMITS,
-        needs="Needs `transformers >= 5.18` and `peft`.",
+        needs="Needs `transformers >= 5.23` and `peft`.",
     ),
 }

@@ -73,7 +73,7 @@ def write_sentence_transformer_files(config, tokenizer, folder: str | Path) -> N
             "prompts": prompts_of(config),
             "default_prompt_name": DEFAULT,
             "similarity_fn_name": "cosine",
-            "requirements": {"transformers": ">=5.18"},
+            "requirements": {"transformers": ">=5.23"},
         },
         "1_Pooling/config.json": {
             "embedding_dimension": config.hidden_size,

@@ -51,7 +51,7 @@ BY_DESIGN = {  # test -> why MAGNET fails it
     "test_correct_missing_keys": NO_HEAD,
     "test_model_weights_reload_no_missing_tied_weights": "it loads a file without any weights, which MAGNET refuses",
     "test_gradient_checkpointing_backward_compatibility": (
-        "config.gradient_checkpointing, which gradient_checkpointing_enable() replaced long ago, is spent on the stock "
+        "config.gradient_checkpointing, which activation_checkpointing_enable() replaced long ago, is spent on the stock "
         "decoder that ours takes the place of"
     ),
 }

@@ -130,7 +130,7 @@ def test_a_second_adapter_is_refused():
 # --------------------------------------------------------------------------------------------------------------- threads
 
 
-@pytest.mark.parametrize("name, impl", [("llama", "eager"), ("gemma3_text", "sdpa")])
+@pytest.mark.parametrize("name, impl", [("llama", "eager"), ("mistral", "sdpa")])
 def test_threads_may_mix_modes(name, impl, ids):
     model = build_magnet(name, impl)
     expected, settings = all_modes(model, ids), copy.deepcopy(model.config.to_dict())
@@ -168,7 +168,7 @@ def test_generate_in_one_thread_and_encode_in_another(ids):
 # ------------------------------------------------------------------------------------------ compile, train, copy, inspect
 
 
-FAST = [("llama", "causal"), ("gemma3_text", "hybrid")]
+FAST = [("llama", "causal"), ("mistral", "hybrid")]
 EACH = [(name, mode) for name in families.NAMES for mode in ATTENTION_MODES]
 
 
@@ -208,7 +208,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, mode, use_reentra
     model = build_magnet(name, "sdpa").train()
     model.enable_input_require_grads()
     expected = adapter_gradients(model, ids, mode)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
     recomputed = []
     layer = model.model.layers[1].self_attn.q_proj
     layer.register_forward_hook(lambda *_: recomputed.append(1))
@@ -220,7 +220,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, mode, use_reentra
 
 def test_gradient_checkpointing_with_a_closed_gate_is_refused(ids):
     model = build_magnet().train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     with pytest.raises(ValueError, match="causal_adapter=True, or switch gradient checkpointing off"):
         forward(model, ids, "causal")
     with torch.no_grad():

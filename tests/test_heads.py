@@ -1,15 +1,16 @@
 """Classification heads of every family: which outputs they read, labels, tuples, padding on either side."""
 
 import copy
+import functools
 
 import families
 import pytest
 import torch
-from families import build_magnet
 from reference import padding_mask
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+build_magnet = functools.cache(families.build_magnet)  # only copies are changed
 LENGTH = 7
 TOKENS, TEXTS = AutoModelForTokenClassification, AutoModelForSequenceClassification
 NAMES = pytest.mark.parametrize("name", families.NAMES)

@@ -1,6 +1,10 @@
 """A run that stops at any step and goes on ends at the weights of the undisturbed run, bit for bit."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +93,14 @@ def test_both_passes_over_a_chunk_draw_the_same_dropout(tmp_path):
         assert torch.equal(first, second)
     vectors = [passes[0][1] for passes in seen.values()]
     assert not torch.equal(vectors[0], vectors[8])  # another step, another draw
+
+
+def test_the_optimizer_finds_its_parameters_in_every_process():
+    """It stores its state by number: parameters in another order would be given each other's moments."""
+    code = "from training import magnet; print([name for name, p in magnet().named_parameters() if p.requires_grad])"
+    orders = set()
+    for seed in ("1", "2"):  # of Python's hashes, by which sets are ordered
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        orders.add(done.stdout)
+    assert len(orders) == 1 and "q_proj_lora.A" in orders.pop()

@@ -276,9 +276,11 @@ class MagnetPreTrained:
 
 def _declares_adapter(path, kwargs) -> bool:
     """Whether the `config.json` beside the weights says that they hold an adapter."""
+    if path is None:  # the weights were handed over as `state_dict=`
+        return False
     try:
         return bool(PreTrainedConfig.get_config_dict(path, **_hub_options(kwargs))[0].get("adapter"))
-    except (OSError, TypeError):  # weights given as `state_dict=`, or an adapter's folder, which load_adapter() reads
+    except OSError:  # an adapter's folder, which load_adapter() reads
         return False
 
 
@@ -363,7 +365,9 @@ class MagnetDecoder(MagnetPreTrained):
             inputs |= {"use_cache": use_cache}
         else:
             if (input_ids is None) == (inputs_embeds is None):
-                raise ValueError("You must specify exactly one of input_ids or inputs_embeds")  # as the stock decoder does
+                raise ValueError(
+                    "You must specify exactly one of input_ids or inputs_embeds"
+                )  # as the stock decoder does
             given = input_ids if inputs_embeds is None else inputs_embeds
             # the mask functions read shape, dtype and device of the embeddings, and these alone
             like_embeds = torch.empty(*given.shape[:2], 0, dtype=self.dtype, device=given.device)
