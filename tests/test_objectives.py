@@ -21,6 +21,7 @@ from training import (
 from magnet_train.arguments import ViewArguments
 from magnet_train.fim import FimMarkers, fim_markers, fim_row
 from magnet_train.views import IGNORE, SpecialTokens, sample_view
+from modeling_magnet import FAMILIES
 
 ACTING = {"causal_adapter": True, "projection_head": "none"}
 CAUSAL_ROWS = {"all_span_ratio": 0.5, "span_max": 8}
@@ -104,12 +105,13 @@ def test_a_step_without_any_weight_is_refused(make):
         trainer.train()
 
 
-def test_dropout_positives(make):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_positives(make, family):
     """A sentence seen twice through dropout: other vectors, other weights; without dropout the loss is that of equals."""
     twins = [(anchor, anchor) for anchor, _ in PAIRS]
     losses = {}
     for rate in (0.0, 0.3):
-        trainer = make(magnet(), pairs=twins, sscl_dropout=rate, lambda_mntp=0, lambda_msg=0)
+        trainer = make(magnet(family=family), pairs=twins, sscl_dropout=rate, lambda_mntp=0, lambda_msg=0)
         vectors = []
         encode = trainer.sentence_vectors
         trainer.sentence_vectors = lambda *args: vectors.append(encode(*args)) or vectors[-1]
