@@ -420,7 +420,8 @@ class Writer:
         config = generate_kwargs.get("generation_config") or model.generation_config
         self.model, self.tokenizer, self.generate_kwargs = model, tokenizer, generate_kwargs
         self.batch_size, self.join_tokens, self.details = batch_size, join_tokens, details
-        self.beams = generate_kwargs.get("num_beams", config.num_beams) or 1
+        beams = generate_kwargs.get("num_beams", config.num_beams)
+        self.beams = 1 if beams is None else beams
         self.is_static = generate_kwargs.get("cache_implementation", config.cache_implementation) == "static"
         self.offsets = sorted(model.config.infill_free_offsets)
         self.can_end = model.config.infill_end_token_id is not None
