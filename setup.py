@@ -37,6 +37,7 @@ setup(
         "accelerate>=1.10",
         "datasets>=5.0",
         "filelock>=4.2",
+        "gguf>=0.17",
         "huggingface_hub>=1.31",
         "matplotlib>=3.9",
         "numpy>=2.0",
@@ -56,6 +57,7 @@ setup(
         "eval": ["rouge-score>=0.1.2"],
         "dev": [
             "hypothesis>=6.100",
+            "parameterized>=0.9",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "rouge-score>=0.1.2",

@@ -52,7 +52,9 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--stream", action="store_true", help="show a fill on standard error while it is written")
     gaps = parser.add_argument_group("gaps")
     gaps.add_argument("--length", type=length, default="auto", help="tokens: auto, 12 (exactly), or 4-12")
-    gaps.add_argument("--max_new_tokens", type=int, default=64, help="most tokens with --length auto (default: 64)")
+    gaps.add_argument(
+        "--max_new_tokens", type=int, help="most tokens with --length auto (default: 64, or what was trained)"
+    )
     gaps.add_argument("--min_new_tokens", type=int, default=1, help="fewest tokens with --length auto (default: 1)")
     gaps.add_argument("--stop", nargs="+", help="end behind the first sentence or line; or before these strings")
     gaps.add_argument("--order", default="sequential", choices=("sequential", "parallel"))

@@ -8,6 +8,7 @@ from .ending import ended_by, take_debug
 
 COMMANDS = {
     "demo": "adapt the tiny base for two minutes and compare it with the shipped checkpoint",
+    "fetch": "get a small model to try it on",
     "train": "adapt a decoder",
     "paraphrase": "make the sentence pairs that training learns from",
     "infill": "fill the gaps of texts",

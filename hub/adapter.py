@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
 
 from modeling_magnet import MagnetFields
-from modeling_magnet.modeling_magnet import low_rank_parts
+from modeling_magnet.modeling_magnet import base_sha256, low_rank_parts
 
 from .card import write_model_card
 from .origin import Origin
@@ -76,7 +76,6 @@ def write_adapter(model, tokenizer, output_dir: Path, dtype: torch.dtype, base: 
         target_modules=list(adapter["target_modules"]),
         task_type="CAUSAL_LM",
         inference_mode=True,
-        auto_mapping=None if model.config.causal_adapter else {"magnet_gated": True},
     )
     weights = {}
     for name, _, part in low_rank_parts(model):
@@ -84,6 +83,8 @@ def write_adapter(model, tokenizer, output_dir: Path, dtype: torch.dtype, base: 
         weights[f"base_model.model.{name}.lora_B.weight"] = part.B.detach().to(dtype)
     bare = without_adapter(model, dtype, merge=False)
     bare.add_projection_head("none")  # used in training only
+    if not model.config.causal_adapter:
+        lora.auto_mapping = {"magnet_gated": True, "base_sha256": base_sha256(bare)}
     if base is None:
         lora.base_model_name_or_path = str(_write_base(bare, tokenizer, output_dir, origin))
     else:

@@ -10,6 +10,7 @@ transformers, tokenizers, huggingface_hub and safetensors.
 import contextlib
 import difflib
 import functools
+import hashlib
 import json
 import math
 import threading
@@ -236,13 +237,23 @@ class MagnetPreTrained:
     def load_adapter(self, peft_model_id=None, adapter_name=None, *args, adapter_kwargs=None, **kwargs):
         """
         As in transformers. An adapter that was exported from a MAGNET checkpoint becomes MAGNET's own again: off in causal
-        mode, saved with the model. Its `adapter_config.json` says `auto_mapping: {"magnet_gated": true}`.
+        mode, saved with the model. Its `adapter_config.json` says `auto_mapping: {"magnet_gated": true, "base_sha256": ...}`.
+
+        Raises:
+            `ValueError` for an adapter of another base, by shapes and by [`base_sha256`].
         """
         hub = {"subfolder": "", **(adapter_kwargs or {})}
         found = peft_model_id and cached_file(peft_model_id, "adapter_config.json", **_hub_options(hub))
         settings = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
         if not (settings.get("auto_mapping") or {}).get("magnet_gated"):
             return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
+        trained_on = settings["auto_mapping"].get("base_sha256")
+        loaded_on = base_sha256(self) if trained_on else None
+        if loaded_on not in (None, trained_on):
+            raise ValueError(
+                f"{peft_model_id}: was trained on {settings['base_model_name_or_path']} (sha256 of its tensors "
+                f"{trained_on[:12]}), not on {self.name_or_path or 'this base'}, whose tensors differ. Load that base."
+            )
         weights = load_file(cached_file(peft_model_id, "adapter_model.safetensors", **_hub_options(hub)))
         adapter = {"r": settings["r"], "alpha": settings["lora_alpha"]}
         self.add_magnet_adapter(adapter | {"target_modules": sorted(settings["target_modules"])})
@@ -272,6 +283,21 @@ class MagnetPreTrained:
     def adapter_disabled(self):
         """A context in which this thread's calls see the base model in every mode."""
         return adapter_gate(False)
+
+
+def base_sha256(model: PreTrainedModel) -> str | None:
+    """
+    Tells decoders apart: the sha256 over their base's tensors in bfloat16, in which a model that was loaded in float32 has
+    the same. `None` for weights that were rounded in another way (float16, quantised), which prove nothing.
+    """
+    if model.dtype not in (torch.float32, torch.bfloat16) or getattr(model, "is_quantized", False):
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.base_model.state_dict().items()):
+        if "_lora." not in name:
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _declares_adapter(path, kwargs) -> bool:

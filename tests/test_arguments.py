@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from magnet_train.arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
 from magnet_train.checks import check_arguments
-from magnet_train.recipes import RECIPES, parse, read_recipe, recipe_names
+from magnet_train.recipes import AUTO, RECIPES, parse, read_recipe, recipe_names
 from magnet_train.run import main
 
 BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
@@ -46,7 +46,9 @@ def test_recipe_parses_and_every_key_arrives(name, tmp_path):
     parsed = parse_recipe(name, tmp_path)
     values = {key: value for part in parsed for key, value in vars(part).items()}
     for key, value in read_recipe(name).items():
-        if key != "output_dir":
+        if value == "auto":
+            assert values[key] in AUTO[key]
+        elif key != "output_dir":
             assert values[key] == value, key
 
 
@@ -139,7 +141,8 @@ DEFAULT = PAPER | {
 
 
 @pytest.mark.parametrize(("name", "expected"), [("paper", PAPER), ("default", DEFAULT)])
-def test_recipe_has_these_numbers(name, expected, tmp_path):
+def test_recipe_has_these_numbers(name, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("magnet_train.recipes.bf16_is_faster", lambda use_cpu: (True, "as on a GPU"))
     values = {key: value for part in parse_recipe(name, tmp_path) for key, value in vars(part).items()}
     for key, value in expected.items():
         assert values[key] == value, key
@@ -148,7 +151,7 @@ def test_recipe_has_these_numbers(name, expected, tmp_path):
 APPENDIX_A = {  # what it says, and what that is here
     "LoRA (Hu et al., 2021) with r = 16 and $\\alpha = 32$": {"lora_r": 16, "lora_alpha": 32},
     "AdamW optimizer with $\\beta_1 = 0.9$, $\\beta_2 = 0.999$": {"adam_beta1": 0.9, "adam_beta2": 0.999},
-    "$\\epsilon = 1e - 8$, apply bfloat16 quantization": {"adam_epsilon": 1e-8, "dtype": "bfloat16", "bf16": True},
+    "$\\epsilon = 1e - 8$, apply bfloat16 quantization": {"adam_epsilon": 1e-8, "dtype": "auto", "bf16": "auto"},
     "MNTP. We train for 4200 iterations using a batch size of 32, a learning rate of 3e-5, and a max sequence length of "
     "512.": {"max_steps": 4200, "per_device_train_batch_size": 32, "learning_rate": 3e-5, "max_length": 512},
     "selecting 20% of the input tokens": {"mask_ratio": 0.2},  # section 3.2.1, as below

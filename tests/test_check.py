@@ -53,7 +53,10 @@ def test_the_other_forms_pass_what_applies_to_them(form, skipped, healthy, tmp_p
     assert {outcome.name for outcome in outcomes if outcome.status == "skipped"} == skipped | NOT_ON_A_CPU
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "llama"])
+@pytest.mark.parametrize(
+    "name",
+    ["gemma3_text", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n not in ("llama", "gemma3_text"))],
+)
 def test_a_healthy_checkpoint_of_any_family_passes(name, tmp_path, tokenizer):
     """A window, where the family has one, is longer than the text that the check of modes reads."""
     shape = {"vocab_size": 4096, "pad_token_id": 0} | ({"sliding_window": 32} if "sliding_window" in OWN[name] else {})

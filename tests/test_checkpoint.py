@@ -266,6 +266,7 @@ def test_tokenizer_is_saved_beside_it(saved, tokenizer):
     assert loaded(text).input_ids == tokenizer(text).input_ids
 
 
+@pytest.mark.slow
 def test_nothing_asks_whether_to_run_code(saved, tmp_path):
     """Where the classes are installed, a tokenizer is read without remote code, and without a question to the terminal."""
     script = "import sys, modeling_magnet\nfrom transformers import AutoTokenizer\n"

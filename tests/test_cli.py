@@ -86,7 +86,7 @@ def test_version(capsys):
 
 
 def test_unknown_command_names_the_known_ones():
-    with pytest.raises(SystemExit, match="magnet: error: no command 'trian'. Known: demo, train"):
+    with pytest.raises(SystemExit, match="magnet: error: no command 'trian'. Known: demo, fetch, train"):
         main(["trian"])
 
 

@@ -23,12 +23,14 @@ def test_table_has_a_dash_where_a_system_cannot():
     assert lines[3] == "| ours | 1.2 | 1.2 | 1.2 | 1.2 | 1.2 | 1.2 |"
 
 
+@pytest.mark.slow
 def test_shipped_checkpoint_loads_elsewhere_and_computes_the_same():
     proof = demo.prove_loading(demo.ASSETS / "magnet-tiny")
     assert "transformers_modules.MagnetLlamaForCausalLM" in proof
     assert "causal logits from the base's by 0" in proof
 
 
+@pytest.mark.slow
 def test_proof_fails_for_a_checkpoint_that_is_not_the_base_in_causal_mode(tmp_path):
     model, tokenizer = demo.load(str(demo.ASSETS / "magnet-tiny"))
     model.config.causal_adapter = True

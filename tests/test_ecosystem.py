@@ -57,18 +57,21 @@ def fresh(folder, classifier, tmp_path_factory):
     return json.loads((tmp_path / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["checkpoint", "copy"])
 def test_sentence_vectors_there(fresh, model, tokenizer, name):
     """`copy` was saved by sentence-transformers: the remote code travels with it."""
     np.testing.assert_allclose(fresh[f"vectors_{name}"], model.encode(TEXTS, tokenizer), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_text_generation_pipeline_there(fresh, model, tokenizer):
     prompt = tokenizer(TEXTS[0], return_tensors="pt")
     tokens = model.generate(**prompt, max_new_tokens=6, do_sample=False)[0]
     assert fresh["generated"] == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode, name", [("bidirectional", "features"), ("causal", "causal_features")])
 def test_feature_extraction_pipeline_there(fresh, model, tokenizer, mode, name):
     ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
@@ -77,6 +80,7 @@ def test_feature_extraction_pipeline_there(fresh, model, tokenizer, mode, name):
     np.testing.assert_allclose(fresh[name], states.numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_token_classification_pipeline_there(fresh, classifier, tokenizer):
     for text, tags in zip(TEXTS, fresh["tags"]):
         with torch.no_grad():
@@ -85,6 +89,7 @@ def test_token_classification_pipeline_there(fresh, classifier, tokenizer):
         assert tags == [f"LABEL_{label}" for label in labels[special:].tolist()]
 
 
+@pytest.mark.slow
 def test_an_adapter_on_top_there(fresh):
     assert fresh["trainable"] and all(".default." in name for name in fresh["trainable"])
 

@@ -71,6 +71,7 @@ def test_a_layer_keeps_what_a_real_one_keeps(dtype, autocast):
     assert simulated.kept == pytest.approx(kept[1] - kept[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_layers_count_by_themselves():
     one, two = (memory(replace(RUN, config=llama(num_hidden_layers=n))) for n in (6, 12))
     edges = 2 * one["texts"]["activations"] - two["texts"]["activations"]
@@ -133,6 +134,7 @@ def test_labelled_positions_come_from_real_views(settings, low, high):
     assert low < labelled_positions(16, 512, ViewArguments(**settings)) / (16 * 512) < high
 
 
+@pytest.mark.slow
 def test_the_report_names_what_helps():
     text = report(RUN)
     assert "base weights" in text and "peak" in text
@@ -141,6 +143,7 @@ def test_the_report_names_what_helps():
     assert "dtype=bfloat16, bf16=true" in report(replace(RUN, dtype=torch.float32, autocast=False))
 
 
+@pytest.mark.slow
 def test_the_flag_prints_and_trains_nothing(tmp_path, capsys):
     flags = {"model_name_or_path": BASE_MODEL, "train_file": "absent.txt", "pairs_file": "absent.jsonl"}
     flags |= {"estimate": "true", "use_cpu": "true", "output_dir": tmp_path / "out", "max_length": 64, "span_max": 16}

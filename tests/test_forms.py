@@ -18,6 +18,7 @@ from magnet_cli.export import main as export_command
 from magnet_hub.forms import export_checkpoint
 from magnet_hub.save import save_checkpoint
 from modeling_magnet import ATTENTION_MODES, MagnetLlamaForCausalLM, MagnetLlamaForTokenClassification
+from modeling_magnet.modeling_magnet import base_sha256
 
 TEXTS = [
     "",
@@ -283,7 +284,9 @@ def test_vectors_of_a_bfloat16_checkpoint(text_magnet, tokenizer, tmp_path, form
 
 def test_adapter_says_what_it_is(forms, checkpoints):
     config = json.loads((forms / "adapter" / "adapter_config.json").read_text())
-    assert config["auto_mapping"] == {"magnet_gated": True} and config["task_type"] == "CAUSAL_LM"
+    assert config["auto_mapping"]["magnet_gated"] and config["task_type"] == "CAUSAL_LM"
+    bare = AutoModelForCausalLM.from_pretrained(forms / "adapter-base")
+    assert config["auto_mapping"]["base_sha256"] == base_sha256(bare)
     assert config["base_model_name_or_path"] == str(forms / "adapter-base")
     assert json.loads((forms / "paper_adapter" / "adapter_config.json").read_text())["auto_mapping"] is None
     base = json.loads((forms / "adapter-base" / "config.json").read_text())

@@ -34,7 +34,13 @@ def logits(model, mode: str | None = None) -> torch.Tensor:
     return model(ids, attention_mask=mask, **modes | ({"span_ids": spans} if mode == "hybrid" else {}))[0][mask.bool()]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+FAST = ("llama", "qwen3", "gemma3_text")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def made(request, tokenizer, tmp_path_factory):
     """(a family's stock base, MAGNET over it, the tokenizer that transformers gives it, the folder with its forms)."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -115,14 +115,13 @@ def test_ranges(refused, length):
     refused(re.escape(f"inputs[0]: fewest and most tokens are {length!r} (length, or"), length=length)
 
 
-@pytest.mark.parametrize("value", [0, -1, True, "5", 2.5, None])
+@pytest.mark.parametrize("value", [0, -1, True, "5", 2.5])
 def test_max_new_tokens(refused, value):
     message = re.escape(
         f"inputs[0]: fewest and most tokens are (1, {value!r}) (length, or min_new_tokens and max_new_"
     )
     refused(message, max_new_tokens=value)
-    if value is not None:
-        refused(message, ["Tom was ", Gap(max_new_tokens=value), " sad."])
+    refused(message, ["Tom was ", Gap(max_new_tokens=value), " sad."])
 
 
 @pytest.mark.parametrize("value", [65, -1, "5", True, None])

@@ -122,7 +122,13 @@ def test_a_text_of_one_token(model, tokenizer, monkeypatch, cache):
 # ------------------------------------------------------------------------------------------------- families of models
 
 
-@pytest.fixture(scope="module", params=families.NAMES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(n, marks=() if n in ("llama", "qwen3", "gemma3_text") else pytest.mark.slow)
+        for n in families.NAMES
+    ],
+)
 def family(request):
     return family_model(request.param, vocab_size=4096)
 

@@ -66,6 +66,13 @@ def test_a_budget_of_the_whole_offset(model, tokenizer):
     assert (len(gap.token_ids), gap.finish_reason) == (64, "max_tokens")
 
 
+@pytest.mark.parametrize("offsets, budget", [([16], 16), ([16, 48], 48), ([200], 64)])
+def test_a_budget_that_nobody_named_is_what_was_trained(text_magnet, tokenizer, offsets, budget):
+    model = text_magnet(infill_free_offsets=offsets)
+    (gap,) = model.infill("Tom was <|gap|> sad.", tokenizer, return_dict=True, **NEVER).gaps
+    assert (len(gap.token_ids), gap.finish_reason) == (budget, "max_tokens")
+
+
 def test_the_room_that_is_left(text_magnet, tokenizer):
     model = text_magnet(max_position_embeddings=40)
     room = 40 - sum(map(len, token_pieces(["Tom was", " sad."], tokenizer)))

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from modeling_magnet import ATTENTION_MODES, FAMILIES
-from modeling_magnet.modeling_magnet import low_rank_parts
+from modeling_magnet.modeling_magnet import base_sha256, low_rank_parts
 
 NAMES = pytest.mark.parametrize("name", families.NAMES)
 
@@ -215,9 +215,9 @@ def test_resized_embeddings_go_along(name, ids, tmp_path):
 def peft_folder(tmp_path):
     """A function that writes a model's adapter as PEFT names it, with our sign in its settings."""
 
-    def write(model):
+    def write(model, **mark):
         settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ADAPTER["target_modules"]}
-        settings |= {"auto_mapping": {"magnet_gated": True}}
+        settings |= {"auto_mapping": {"magnet_gated": True} | mark, "base_model_name_or_path": "its/own"}
         (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
         tensors = {}
         for target, _, part in low_rank_parts(model):
@@ -241,6 +241,22 @@ def test_an_exported_adapter_of_another_base_is_refused(peft_folder):
     folder, smaller = peft_folder(magnet("llama")), build_base("llama", num_hidden_layers=2)
     with pytest.raises(ValueError, match=r"the adapter does not fit this base.*layers\.2\.self_attn\.k_proj_lora\.A"):
         FAMILIES["llama"].from_base(smaller).load_adapter(folder)
+
+
+def test_an_exported_adapter_knows_its_base_by_its_tensors(peft_folder, tmp_path):
+    model = magnet("llama")
+    folder = peft_folder(model, base_sha256=base_sha256(model))
+    for dtype in (torch.float32, torch.bfloat16):
+        magnet("llama", adapter=None).to(dtype).load_adapter(folder)
+    other = magnet("llama", adapter=None)
+    other.model.layers[1].mlp.up_proj.weight.data[3, 5] += 0.01
+    other.name_or_path = "another/one"
+    with pytest.raises(
+        ValueError, match=r"trained on its/own \(sha256 of its tensors [0-9a-f]{12}\), not on another/one"
+    ):
+        other.load_adapter(folder)
+    assert other.config.adapter is None
+    other.half().load_adapter(folder)  # rounded, which proves nothing
 
 
 # --------------------------------------------------------------------------------------------------- damaged checkpoints

@@ -246,6 +246,7 @@ def test_the_shipped_card_is_of_this_clone():
 # ------------------------------------------------------------------------------------------------------- snippets run
 
 
+@pytest.mark.slow
 def test_snippets_run_where_the_project_is_not_installed(tmp_path, text_magnet, tokenizer):
     save_checkpoint(
         text_magnet(infill_end_token_id=None), tokenizer, tmp_path / "exact"

@@ -105,7 +105,9 @@ def test_a_step_without_any_weight_is_refused(make):
         trainer.train()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "llama")]
+)
 def test_dropout_positives(make, family):
     """A sentence seen twice through dropout: other vectors, other weights; without dropout the loss is that of equals."""
     twins = [(anchor, anchor) for anchor, _ in PAIRS]

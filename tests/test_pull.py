@@ -73,6 +73,7 @@ def loaded(process) -> list:
     return json.loads(printed.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_revisions_names_and_a_cut_connection(hub, pull):
     server, first, sums = hub
     server.fail("GET", "/resolve/main/model.safetensors", None, times=1)
@@ -85,6 +86,7 @@ def test_revisions_names_and_a_cut_connection(hub, pull):
     assert unknown.startswith("OSError") and "me/none" in unknown
 
 
+@pytest.mark.slow
 def test_offline_takes_what_is_cached_and_names_what_is_not(hub, pull, tmp_path):
     (online,) = loaded(pull(["me/model", {}]))
     empty = str(tmp_path / "empty")
@@ -93,6 +95,7 @@ def test_offline_takes_what_is_cached_and_names_what_is_not(hub, pull, tmp_path)
     assert absent.startswith("OSError") and "find them in the cached file" in absent
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_the_same_code_at_once(hub, pull):
     both = [pull(["me/model", {}]) for _ in range(2)]
     assert [loaded(process) for process in both] == [[pytest.approx(hub[2][1])]] * 2

@@ -389,6 +389,7 @@ def test_push_to_hub_of_transformers(hub, model):
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in load(sent["model.safetensors"]).items())
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_what_was_pushed(hub, folder, model, tokenizer, tmp_path):
     revision = push_checkpoint(folder, "me/model").rsplit("/", 1)[-1]
     model.push_to_hub("me/bare", token=TOKEN)

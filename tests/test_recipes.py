@@ -29,6 +29,7 @@ LOSSES = {  # recipe -> objectives of its first step, and of its last
     "clm_control": ("msg", "msg"),
     "fim_control": ("msg", "msg"),
 }
+FAST = ("default", "clm_control")
 NO_PAIRS = {name for name, (_, last) in LOSSES.items() if "sscl" not in last} | {"llm2vec"}
 STORIES = "examples/assets/everyday-stories/train.jsonl"
 
@@ -83,7 +84,9 @@ def adapted(model):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in LOSSES]
+)
 def test_recipe_trains(name, tmp_path, shared):
     arguments = parse(flags(name, tmp_path, shared / "models" / "stories3M"))
     trainer, _ = build_trainer(*arguments)

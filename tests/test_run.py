@@ -116,6 +116,7 @@ def test_held_out_texts_are_measured_before_the_first_step(flags, tmp_path):
         )  # one pair, repeated: no negative
 
 
+@pytest.mark.slow
 def test_same_command_twice_writes_the_same_weights(flags, tmp_path):
     for number in (1, 2):
         main(flags(output_dir=tmp_path / str(number), max_steps=2, learning_rate=1e-3))

@@ -42,7 +42,7 @@ def compare(expected: Path, found: Path, case: str) -> float:
 
 
 @pytest.mark.parametrize("case", spread.CASES)
-@pytest.mark.parametrize("accumulated", [2, 4])
+@pytest.mark.parametrize("accumulated", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accumulated_batches(one_batch, tmp_path, case, accumulated, record_property):
     spread_out = spread.update(dict(spread.CASES[case]), accumulated, str(tmp_path))
     difference = relative_difference(spread_out, load_file(one_batch / f"{case}.safetensors"))
@@ -50,6 +50,7 @@ def test_accumulated_batches(one_batch, tmp_path, case, accumulated, record_prop
     assert difference < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", spread.CASES)
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_two_processes(one_batch, two_processes, case, accumulated, record_property):

@@ -289,7 +289,7 @@ def train(source, tokenizer, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_at_the_same_weights(train, tmp_path, row_count, workers):
     undisturbed, dataset = train(8, workers=workers)
     assert 3 * 8 < row_count < 6 * 8  # the stream starts anew between the checkpoints

@@ -80,6 +80,7 @@ def in_a_save(folder) -> bool:
     return any(not (path / COMPLETE).is_file() for path in checkpoints(folder))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_run_resumes_bit_exact(start, weights, tmp_path, caplog, record_property, trials=20):
     """In a step drawn at random, after a time drawn at random: the last may fall into the final export."""
     started, process = time.monotonic(), start(tmp_path / "undisturbed")

@@ -36,36 +36,6 @@ def make(tmp_path):
 # ------------------------------------------------------------------------------------------------------- whole trainings
 
 
-def test_same_seed_twice_gives_identical_weights(make):
-    weights = []
-    for seed in (3, 3, 4):
-        model = magnet()
-        trainer = make(
-            model, rows=texts(12), per_device_train_batch_size=4, max_steps=5, learning_rate=1e-2, seed=seed
-        )
-        trainer.train()  # 5 steps of 4 rows: into the second epoch
-        weights.append(model.state_dict())
-    first, again, other = weights
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
-
-
-def test_resumed_run_ends_at_the_same_weights(make, tmp_path):
-    """Interrupted before SSCL starts and before the second epoch."""
-    options = {"rows": texts(12), "per_device_train_batch_size": 4, "max_steps": 5, "learning_rate": 1e-2}
-    options |= {"sscl_start_step": 3, "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
-    model, resumed = magnet(), magnet()
-    trainer = make(model, **options, callbacks=[CurvesCallback()])
-    trainer.train()
-    undisturbed = [line["loss"] for line in log_of(trainer)]
-    make(resumed, **options, callbacks=[CurvesCallback()]).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    state = resumed.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    lines = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]  # what follows the checkpoint is cut
-    assert [line["loss"] for line in lines if "loss" in line] == undisturbed
-
-
 def test_bfloat16_keeps_the_adapter_in_float32(make):
     found, lines = [], []
     for bf16 in (False, True):

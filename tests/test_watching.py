@@ -51,6 +51,7 @@ def test_every_line_has_every_figure(make, tmp_path):
     assert EVALUATED <= set(evaluation) and evaluation["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_log_is_that_of_one_run(make, tmp_path):
     """Killed after the second checkpoint, in the middle of a line; resumed from the first."""
     options = RUN | {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
@@ -72,6 +73,7 @@ def test_what_is_left_of_a_line_is_no_line(tmp_path, rest):
     assert read_log(tmp_path / "none.jsonl") == []
 
 
+@pytest.mark.slow
 def test_resumed_evaluations_are_not_there_twice(make, tmp_path):
     options = RUN | {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None, "eval_rows": texts(4)}
     options |= {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "max_steps": 4}

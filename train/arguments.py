@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 from .fields import DataArguments, ModelArguments, TrainingFields, ViewArguments, check_range
@@ -46,6 +47,8 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
         self._check_steps()
         self._check_fixed()
         self.data_seed = self.seed if self.data_seed is None else self.data_seed  # else torch's at that moment
+        # transformers refuses bf16 where there is no GPU, unless it is told that there is none
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         self._check_checkpointing()
         self.run_name = self.run_name or Path(self.output_dir).resolve().name

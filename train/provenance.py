@@ -7,9 +7,8 @@ import yaml
 from transformers import TrainerCallback
 
 from .arguments import MagnetTrainingArguments
-from .recipes import OWN_NAMES
+from .recipes import CONFIGURATION, OWN_NAMES
 
-CONFIGURATION = "training_config.yaml"
 SECRETS = ("hub_token",)
 # of the process and not of the run, or old names of others
 LEFT_OUT = ("local_rank", "gradient_checkpointing", "gradient_checkpointing_kwargs", *SECRETS)

@@ -14,7 +14,10 @@ from transformers import HfArgumentParser
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
 from .checks import check_arguments
 from .help import OWN_NAMES, RECIPES, recipe_names, train_help
+from .precision import bf16_is_faster
 
+AUTO = {"dtype": ("float32", "bfloat16"), "bf16": (False, True)}  # without and with bfloat16
+CONFIGURATION = "training_config.yaml"  # that a run leaves in its output_dir
 ARGUMENTS = (ModelArguments, DataArguments, ViewArguments, MagnetTrainingArguments)
 NAMES = [field.name for cls in ARGUMENTS for field in dataclasses.fields(cls)]
 
@@ -59,6 +62,8 @@ def parse_with_sources(args: list[str] | None = None) -> tuple:
     sources |= {name: "flag" for name in _flag_names(flags)}
     parser = _ArgumentsParser(ARGUMENTS, prog="magnet train", allow_abbrev=False)
     parser.add_argument("--config", help=f"Recipe: {', '.join(recipe_names())}, or a YAML file. Flags win over it.")
+    left_open = [name for name in AUTO if recipe.get(name) == "auto"]
+    recipe = {name: value for name, value in recipe.items() if name not in left_open}
     parser.set_defaults(**{name: value for name, value in recipe.items() if _is_no_flag(value)})
     given = [part for name, value in recipe.items() if not _is_no_flag(value) for part in _as_flag(name, value)]
     try:
@@ -67,9 +72,23 @@ def parse_with_sources(args: list[str] | None = None) -> tuple:
         raise ValueError(_explain(str(error), sources)) from None
     if rest:
         raise ValueError(f"{rest[0]}: belongs to no flag. Write --name value, and --config in front of a recipe.")
+    left_open = [name for name in left_open if sources[name] != "flag"]
+    if left_open:
+        is_bf16, why = _precision(values)
+        for name in left_open:
+            setattr(values, name, AUTO[name][is_bf16])
+            sources[name] += f", auto: {why}"
     parsed = parser.parse_dict(vars(values), allow_extra_keys=True)
     check_arguments(*parsed)
     return *parsed, sources
+
+
+def _precision(values: argparse.Namespace) -> tuple[bool, str]:
+    """Whether to compute in bfloat16, and why: what the run that is resumed did, or what is faster here."""
+    before = Path(values.output_dir, CONFIGURATION)
+    if values.resume and before.is_file():
+        return yaml.safe_load(before.read_text(encoding="utf-8"))["bf16"], "as the run that is resumed"
+    return bf16_is_faster(values.use_cpu)
 
 
 def read_recipe(config: str) -> dict:

@@ -677,7 +677,7 @@ class InfillingMixin:
         tokenizer,
         *,
         length: int | tuple[int, int] | Literal["auto"] = "auto",
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         min_new_tokens: int = 1,
         stop: str | list[str] | None = None,
         gaps: Mapping[str, Gap] | None = None,
@@ -703,8 +703,9 @@ class InfillingMixin:
                 Exact number of tokens (the paper's layout: the right context stands right behind the gap), fewest and
                 most, or until the model predicts the end token, which a checkpoint trained with `gap_layout: mixed` has
                 learnt. One that has not searches: it fills gaps of several lengths and keeps the best.
-            max_new_tokens (`int`, *optional*, defaults to 64):
-                Most tokens with `length="auto"`; at most the largest of `config.infill_free_offsets`.
+            max_new_tokens (`int`, *optional*):
+                Most tokens with `length="auto"`; at most the largest of `config.infill_free_offsets`, and 64 or that
+                one where nothing is said.
             min_new_tokens (`int`, *optional*, defaults to 1): Fewest tokens with `length="auto"`.
             stop (`str` or list of `str`, *optional*): Where to end fills, as in [`Gap`].
             gaps (mapping of `str` to [`Gap`], *optional*): What is said of named gaps.
@@ -748,7 +749,7 @@ class InfillingMixin:
         ```
         """
         _check_call(self, order, gap_token, generate_kwargs, batch_size=batch_size, join_tokens=join_tokens)
-        defaults = Gap(length, max_new_tokens, min_new_tokens, stop=stop)
+        defaults = Gap(length, self._budget(max_new_tokens), min_new_tokens, stop=stop)
         documents, single = self._read_inputs(inputs, tokenizer, defaults, gaps or {}, gap_token)
         writer = Writer(self, tokenizer, generate_kwargs, batch_size, join_tokens, return_dict)
         copies = _checked_copies(writer, num_candidates, num_return_sequences)
@@ -781,7 +782,7 @@ class InfillingMixin:
         tokenizer,
         *,
         layout: Literal["exact", "free"] = "exact",
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         order: Literal["sequential", "parallel"] = "sequential",
         join_tokens: int = 16,
         gap_token: str = "<|gap|>",
@@ -794,7 +795,7 @@ class InfillingMixin:
             fills (`list[str]`, or a list of these for a batch): One text a gap.
             layout (`str`, *optional*, defaults to `"exact"`):
                 `"exact"`: the model is told each fill's length, as in the paper; `"free"`: it is not, and pays for ending.
-            max_new_tokens (`int`, *optional*, defaults to 64):
+            max_new_tokens (`int`, *optional*):
                 The budget of a gap with `layout="free"`, as in [`infill`]; a longer fill gets its own length.
 
         Returns:
@@ -818,7 +819,8 @@ class InfillingMixin:
             raise ValueError(f"layout={layout!r}: must be 'exact' or 'free'.")
         if layout == "free" and self.config.infill_end_token_id is None:
             raise ValueError("layout='free': this checkpoint was not trained to end a gap. Use layout='exact'.")
-        _check_call(self, order, gap_token, {}, join_tokens=join_tokens, max_new_tokens=max_new_tokens)
+        budget = self._budget(max_new_tokens)
+        _check_call(self, order, gap_token, {}, join_tokens=join_tokens, max_new_tokens=budget)
         documents, single = self._read_inputs(inputs, tokenizer, Gap(1), {}, gap_token)
         fills = [fills] if single else fills
         if not isinstance(fills, (list, tuple)) or len(fills) != len(documents):
@@ -828,7 +830,7 @@ class InfillingMixin:
         for number, (document, texts) in enumerate(zip(documents, fills)):
             rows = _rows_of_fills(f"fills[{number}]", document, texts, tokenizer)
             for gap, row in zip(document.gaps, rows):
-                gap.length = max(len(row), 1) if layout == "exact" else (0, max(len(row), max_new_tokens))
+                gap.length = max(len(row), 1) if layout == "exact" else (0, max(len(row), budget))
             self._check_room(f"inputs[{number}]", document)
             scored = document
             for gap, (text, row) in enumerate(zip(texts, rows)):
@@ -869,6 +871,9 @@ class InfillingMixin:
             for gap, options in enumerate(document.gaps):
                 _check_prefix(where, document, gap, options, tokenizer)
         return documents, single
+
+    def _budget(self, max_new_tokens: int | None) -> int:
+        return min(64, max(self.config.infill_free_offsets)) if max_new_tokens is None else max_new_tokens
 
     def _check_room(self, where: str, document: Document) -> None:
         offsets, limit = self.config.infill_free_offsets, self.config.max_position_embeddings

