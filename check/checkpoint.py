@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import modeling_magnet
+from magnet_hub.trust import leads_out
 from modeling_magnet import FAMILIES
 
 from .outcome import Failed, Skipped
@@ -79,10 +80,7 @@ class Checkpoint:
         return [path for path in self.entries if path.is_file() and not self.leads_out(path)]
 
     def leads_out(self, path: Path) -> bool:
-        """Whether it is a link to elsewhere. The Hub's cache links each file of a snapshot to its blob."""
-        root = self.folder.resolve()
-        allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
-        return path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed)
+        return leads_out(path, self.folder)
 
     def has(self, name: str) -> bool:
         return self.folder / name in self.files

@@ -1,8 +1,8 @@
 """What lies in the folder: nothing missing, nothing that leads out of it, nothing that runs when it is only read."""
 
-from pathlib import PurePosixPath, PureWindowsPath
-
 from transformers.dynamic_module_utils import get_relative_imports
+
+from magnet_hub.trust import shard_problem, shards
 
 from .checkpoint import Checkpoint
 from .outcome import Failed, Skipped
@@ -52,28 +52,19 @@ def check_paths(checkpoint: Checkpoint) -> str:
             raise Failed(f"{path.relative_to(checkpoint.folder)} is a link that leads out of the folder")
         if not path.is_file() and not path.is_dir():
             raise Failed(f"{path.relative_to(checkpoint.folder)} is no regular file, as a pipe or a device")
-    shards = 0
+    count = 0
     for index in sorted(checkpoint.folder.glob("*.index.json")):
-        content = checkpoint.read_json(index.name)
-        names = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(names, dict) or not names:
-            raise Failed(f"{index.name} has no weight_map")
-        for name in sorted(set(map(str, names.values()))):
-            _check_shard(checkpoint, index.name, name)
-            shards += 1
-    return f"no links out of the folder; {shards} shards named by an index" if shards else "no links out of the folder"
-
-
-def _check_shard(checkpoint, index, name) -> None:
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.is_absolute() or windows.drive:
-        raise Failed(f"{index} names a shard by an absolute path: {name!r}")
-    if ".." in posix.parts or ".." in windows.parts:
-        raise Failed(f"{index} names a shard outside the folder: {name!r}")
-    if len(windows.parts) != 1 or not name.endswith(".safetensors"):
-        raise Failed(f"{index} names a shard that is no safetensors file beside it: {name!r}")
-    if not checkpoint.has(name):
-        raise Failed(f"{index} names {name!r}, which is missing")
+        try:
+            names = shards(index)
+        except ValueError:
+            raise Failed(f"{index.name} has no weight_map") from None
+        for name in names:
+            if problem := shard_problem(name):
+                raise Failed(f"{index.name} names a shard {problem}: {name!r}")
+            if not checkpoint.has(name):
+                raise Failed(f"{index.name} names {name!r}, which is missing")
+        count += len(names)
+    return f"no links out of the folder; {count} shards named by an index" if count else "no links out of the folder"
 
 
 def check_pickles(checkpoint: Checkpoint) -> str:

@@ -76,7 +76,11 @@ def _outcome(name, check, checkpoint) -> Outcome:
         return Outcome(name, "skipped", str(reason))
     except Failed as reason:
         return Outcome(name, "FAIL", str(reason))
-    except Exception as error:  # a checkpoint may be broken in ways nobody thought of, and that is what is reported
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # a checkpoint may be broken in ways nobody thought of, and that is what is reported; a panic of tokenizers, which is
+    # written in Rust, is no Exception
+    except BaseException as error:
         logger.debug("where it happened:", exc_info=True)
         return Outcome(name, "FAIL", f"{type(error).__name__}: {' '.join(str(error).split())}")
 

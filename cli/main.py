@@ -50,7 +50,9 @@ def main(args: list[str] | None = None) -> None:
     try:
         importlib.import_module(f"magnet_cli.{args[0]}").main(args[1:])
         sys.stdout.flush()  # a reader that has gone, as `| head`, is noticed here at the latest
-    except (Exception, KeyboardInterrupt) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # Ctrl-C too, and a panic of tokenizers, which is written in Rust
         ended_by(error, f"magnet {args[0]}", args, debug)
 
 

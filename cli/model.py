@@ -63,13 +63,17 @@ def load_causal(options):
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     import modeling_magnet  # noqa: F401 - registers MAGNET with the Auto classes
+    from magnet_hub.trust import check_finite, check_source
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     device = torch_device(options.device)
     try:
+        check_source(path, options.revision)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **settings)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype, trust_remote_code=False, **settings)
+        settings |= {"dtype": options.dtype, "use_safetensors": True}
+        model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **settings)
+        check_finite(model)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"model_name_or_path={path!r}: {error}") from error
     return model.to(device).eval(), tokenizer

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
+from magnet_hub.trust import check_finite, check_source
 from modeling_magnet import FAMILIES
 
 from .embedding import encode_causal, read_graded_pairs, retrieval_top1, sts_spearman
@@ -18,8 +19,10 @@ from .infilling import causal_perplexity, infill_perplexity, sentence_gaps
 
 def load(path: str, dtype="float32") -> tuple:
     """A MAGNET checkpoint, or a base as a MAGNET model without adapter, in eval mode; and its tokenizer."""
+    check_source(path)
     family = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type.removeprefix("magnet_")
     model = FAMILIES[family].from_pretrained(path, dtype=dtype)
+    check_finite(model)
     return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 

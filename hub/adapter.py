@@ -14,6 +14,7 @@ from modeling_magnet.modeling_magnet import base_sha256, low_rank_parts
 from .card import write_model_card
 from .origin import Origin
 from .save import save_checkpoint, unfinished_folder
+from .trust import check_source
 
 NOT_COMPARED = ("adapter", "projection_head")
 
@@ -114,6 +115,7 @@ def _write_base(model, tokenizer, output_dir: Path, origin: Origin) -> Path:
 def _compare_base(model, base: str) -> None:
     """Raises `ValueError` unless `base` holds the very model that is left of the checkpoint without its adapter."""
     name = f"base_model_name_or_path={base!r}"
+    check_source(base)
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if config.model_type != model.config.model_type:
         raise ValueError(

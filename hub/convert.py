@@ -23,6 +23,7 @@ from .push import files_to_push
 from .results import EVAL_RESULTS, read_eval_results, write_eval_results
 from .save import check_output_dir, unfinished_folder
 from .sentence_transformer import write_sentence_transformer_files
+from .trust import check_source
 
 NAMES = {".base_layer.": ".", ".lora_A.magnet.weight": "_lora.A", ".lora_B.magnet.weight": "_lora.B"}
 INDEX = "model.safetensors.index.json"
@@ -40,6 +41,7 @@ def convert_checkpoint(old: str | Path, new: str | Path) -> None:
     """
     old, new = Path(old), Path(new)
     check_output_dir(new)
+    check_source(old)
     config = AutoConfig.from_pretrained(old, trust_remote_code=False)
     with unfinished_folder(new) as folder:
         for file in [*files_to_push(old), CONFIGURATION, LOG]:

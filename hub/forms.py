@@ -14,6 +14,7 @@ from .card import checkpoint_origin, write_model_card
 from .results import EVAL_RESULTS, weights_of
 from .save import check_output_dir, save_checkpoint, unfinished_folder
 from .sentence_transformer import write_encoder_files
+from .trust import check_finite, check_source
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -84,6 +85,7 @@ def export_checkpoint(
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype="float32" if merges or dtype == "float32" else "auto", trust_remote_code=False
     )
+    check_finite(model)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     dtype = model.dtype if dtype == "auto" else getattr(torch, dtype)
     if form == "adapter":
@@ -109,6 +111,7 @@ def _local_folder(model_name_or_path: str | Path) -> Path:
 
 
 def _config(source: Path) -> MagnetFields:
+    check_source(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if not isinstance(config, MagnetFields):
         raise ValueError(

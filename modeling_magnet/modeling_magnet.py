@@ -209,6 +209,7 @@ class MagnetPreTrained:
             another shape, with its name: such a model would be partly random. A fresh adapter, or a fresh head, is what a plain base lacks.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)  # a pickle may run code
         # else transformers raises, with the names in a log alone
         wants_any_shape, kwargs["ignore_mismatched_sizes"] = kwargs.get("ignore_mismatched_sizes", False), True
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from magnet_train.arguments import DataArguments, MagnetTrainingArguments, ViewArguments
 from magnet_train.blocks import SHORTEST_ROW, Text, tokenize_sentences, tokenize_texts
-from magnet_train.data import MagnetCollator, MagnetDataset, active_views, build_data, hash_ids
+from magnet_train.data import LengthGroups, MagnetCollator, MagnetDataset, active_views, build_data, hash_ids
 from magnet_train.reading import Document
 from magnet_train.sentences import PairDeck
 from magnet_train.views import IGNORE, SpecialTokens
@@ -140,6 +140,20 @@ def test_epochs_differ_and_come_back():
     assert not any(same(a, b) for a, b in zip(first, second))
     data.set_epoch(0)
     assert all(same(a, data[i]) for i, a in enumerate(first))
+
+
+def test_rows_of_a_step_are_of_like_length():
+    rows, size = 403, 4
+    data = dataset(rows)
+    np.random.default_rng(0).shuffle(data.texts)
+    lengths = np.array([len(text.ids) for text in data.texts])
+    order = list(LengthGroups(data, size))
+    assert sorted(order) == list(range(rows)) and order == list(LengthGroups(data, size))
+    steps = lengths[order[: rows - rows % size]].reshape(-1, size)
+    assert np.ptp(steps, axis=1).mean() < np.ptp(lengths) / 20
+    assert abs(np.corrcoef(steps.mean(1), np.arange(len(steps)))[0, 1]) < 0.3  # steps of all lengths come at any time
+    data.set_epoch(1)
+    assert list(LengthGroups(data, size)) != order
 
 
 def test_pairs_are_dealt_out_evenly():

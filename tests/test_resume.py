@@ -35,9 +35,10 @@ VARIANTS = {
     "two workers that stay": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
     "checkpointed activations": {"gradient_checkpointing": True},
     "bfloat16": {"bf16": True},
+    "rows of like length": {"train_sampling_strategy": "group_by_length"},
 }
 
-FAST = ("plain", "accumulated and in chunks")
+FAST = ("plain", "accumulated and in chunks", "rows of like length")
 
 
 def train(folder, options, resume_from=None):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_magnet.encoding_magnet import padded, start_ids
 
@@ -68,6 +69,33 @@ class MagnetDataset(torch.utils.data.Dataset):
     def origin(self, row: int) -> str:
         """Where a row's text stands: "texts.txt:17"."""
         return self.texts[row].origin or f"row {row}"
+
+
+class LengthGroups(torch.utils.data.Sampler):
+    """
+    Rows in random order, but those of a step are of like length: next to no padding. A function of the data set's seed and
+    epoch alone.
+
+    Args:
+        dataset ([`MagnetDataset`]): Whose rows to order.
+        size (`int`): Rows of a step, in all processes.
+    """
+
+    def __init__(self, dataset: MagnetDataset, size: int):
+        self.dataset, self.size = dataset, size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
+        lengths = [len(text.ids) for text in self.dataset.texts]
+        order = get_length_grouped_indices(lengths, self.size, generator=generator)
+        steps = [order[i : i + self.size] for i in range(0, len(order), self.size)]
+        whole = len(order) // self.size  # a rest stays at the end, where it may be dropped
+        # transformers lets fifty steps go from long rows to short ones, which would be a schedule
+        shuffled = torch.randperm(whole, generator=generator).tolist() + list(range(whole, len(steps)))
+        return iter([row for number in shuffled for row in steps[number]])
 
 
 class MagnetCollator:

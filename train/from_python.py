@@ -3,6 +3,7 @@
 import datasets
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from magnet_hub.trust import check_source
 from modeling_magnet.configuration_magnet import MagnetFields
 
 from .arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
@@ -31,6 +32,7 @@ def prepared(
     """
     if isinstance(model, str):
         set_seed(args.seed)  # of the fresh adapter
+        check_source(model)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         model = build_model(ModelArguments(model), view_args, tokenizer)
     elif not isinstance(model.config, MagnetFields):

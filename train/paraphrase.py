@@ -20,6 +20,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from magnet_hub.trust import check_source
+
 from .paraphrase_arguments import ParaphraseArguments
 from .reading import Document, load_texts
 from .sentences import fold, long_sentences
@@ -101,9 +103,10 @@ class Paraphraser:
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
         dtype = torch.bfloat16 if args.bf16 else torch.float32
         try:
+            check_source(args.model_name_or_path)
             self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
             model = AutoModelForSeq2SeqLM.from_pretrained(
-                args.model_name_or_path, dtype=dtype, trust_remote_code=False
+                args.model_name_or_path, dtype=dtype, trust_remote_code=False, use_safetensors=True
             )
         except (OSError, ValueError) as error:
             raise ValueError(

@@ -6,11 +6,18 @@
 """
 
 import logging
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from magnet_hub.save import save_checkpoint
+from magnet_hub.trust import check_source
 
 from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
 from .checks import check_pairs, refuse_data_parallel
@@ -18,7 +25,7 @@ from .curves import CurvesCallback
 from .data import build_data
 from .estimate import estimate
 from .guard import guarded
-from .model import build_model, check_lengths, unquantised
+from .model import build_model, check_lengths, is_trained, unquantised
 from .output_dir import claimed
 from .processes import on_main
 from .provenance import ConfigurationCallback, describe
@@ -27,6 +34,7 @@ from .resuming import check_same_run, checkpoint_to_resume, run_settings, shardi
 from .trainer import MagnetTrainer
 
 logger = logging.getLogger(__name__)
+TRAINED = "trained.safetensors"  # of a run whose checkpoint found no room
 
 
 def main(args: list[str] | None = None) -> None:
@@ -97,6 +105,7 @@ def build_trainer(model_args, data_args, view_args, training_args):
     check_pairs(data_args, training_args)
     refuse_data_parallel(training_args)
     set_seed(training_args.seed)
+    check_source(model_args.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, trust_remote_code=False)
     model = build_model(model_args, view_args, tokenizer)
     check_lengths(model.config, view_args)
@@ -114,6 +123,25 @@ def build_trainer(model_args, data_args, view_args, training_args):
     return trainer, data
 
 
+def rescued(weights: dict[str, torch.Tensor], output_dir: Path, error: Exception) -> str:
+    """What is told of an export that failed, for want of room above all. Saves what was trained where there is room."""
+    trained = {name: weight.contiguous() for name, weight in weights.items() if is_trained(name)}
+    size = sum(weight.nbytes for weight in weights.values())
+    told = f"output_dir={str(output_dir)!r}: the checkpoint could not be written ({error}). It takes {size:,} bytes, "
+    told += f"{shutil.disk_usage(output_dir).free:,} are free. "
+    for path in (output_dir / TRAINED, Path(tempfile.gettempdir()) / f"{output_dir.resolve().name}-{TRAINED}"):
+        try:
+            save_file(trained, path, metadata={"format": "pt"})
+        except (OSError, SafetensorError):
+            path.unlink(missing_ok=True)
+        else:
+            return (
+                f"{told}What was trained is in {path}: load_state_dict(load_file(path), strict=False) puts it into the base "
+                "with a fresh adapter."
+            )
+    return f"{told}What was trained found no room either, also not in {tempfile.gettempdir()}."
+
+
 def export(trainer: MagnetTrainer, model_args: ModelArguments, view_args: ViewArguments) -> None:
     """Writes the trained model to `output_dir`. Sharded weights are gathered, so every process takes part."""
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -122,5 +150,8 @@ def export(trainer: MagnetTrainer, model_args: ModelArguments, view_args: ViewAr
         if model_args.load_in_4bit or model_args.load_in_8bit:
             model = unquantised(state_dict, model_args, view_args, trainer.processing_class)
             state_dict = None
-        save_checkpoint(model, trainer.processing_class, trainer.args.output_dir, state_dict)
+        try:
+            save_checkpoint(model, trainer.processing_class, trainer.args.output_dir, state_dict)
+        except (OSError, SafetensorError) as error:
+            raise OSError(rescued(state_dict or model.state_dict(), Path(trainer.args.output_dir), error)) from error
     trainer.accelerator.wait_for_everyone()

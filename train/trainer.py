@@ -16,7 +16,7 @@ from modeling_magnet.modeling_magnet import adapter_gate
 from .arguments import MagnetTrainingArguments, ViewArguments
 from .checks import refuse_data_parallel
 from .contrastive import pair_chunks, vector_gradients, with_value
-from .data import MagnetDataset, check_rows
+from .data import LengthGroups, MagnetDataset, check_rows
 from .from_python import prepared
 from .losses import kl_loss, mntp_loss, msg_loss, sscl_loss
 from .metrics import Metrics, not_finite, out_of_memory
@@ -107,6 +107,14 @@ class MagnetTrainer(Trainer):
         self.metrics = Metrics(self.accelerator)
         self._micro_batches, self._texts_done = [], 0  # of this step
         self._vector_gradients, self._chunks_done = None, 0
+
+    def _get_train_sampler(self, train_dataset=None):
+        """`train_sampling_strategy="group_by_length"` in an order that a resumed run finds again; transformers' own draws
+        from torch's global generator. TRL's trainers override this, too."""
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(self.train_dataset, MagnetDataset):
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroups(self.train_dataset, rows)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All held-out rows: `dataloader_drop_last` is for training."""

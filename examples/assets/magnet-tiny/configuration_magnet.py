@@ -21,6 +21,7 @@ from transformers import (
 
 ATTENTION_MODES = ("causal", "bidirectional", "hybrid")
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 NOT_SHARED = ("model_type", "architectures", "auto_map", "transformers_version")  # of the base's config: its classes
 
 
@@ -110,6 +111,11 @@ class MagnetFields:
         elif kind != cls.model_type:
             raise ValueError(f"{pretrained_model_name_or_path}: its model_type is {kind!r}. {class_for(kind)}")
         return found, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers, but the caller alone chooses a kernel: one that a file names may be code of elsewhere."""
+        return super().from_dict({key: value for key, value in config_dict.items() if key not in KERNELS}, **kwargs)
 
     @classmethod
     def from_base(cls, base: PreTrainedConfig, **settings):

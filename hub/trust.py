@@ -1,0 +1,89 @@
+"""What a checkpoint may not do when it is loaded: lead out of its folder, run code, hold what is no number."""
+
+import json
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import torch
+from transformers import PreTrainedConfig
+
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+
+
+def check_source(path: str | Path, revision: str | None = None) -> None:
+    """
+    Looks at a checkpoint before anything of it is loaded; whoever loads one for a user calls this first.
+
+    Args:
+        path (`str` or `Path`): A folder or a Hub id. Of a Hub id only `config.json` is asked for: what its other files may
+            name, huggingface_hub keeps inside its cache.
+        revision (`str`, *optional*): Of a Hub id.
+
+    Raises:
+        `ValueError` for a folder with a link or a shard outside it, with weights that are no safetensors, or with a
+        configuration that names an attention kernel elsewhere.
+
+    Example:
+
+    ```python
+    >>> from magnet_hub.trust import check_source
+    >>> check_source("examples/assets/magnet-tiny")
+
+    ```
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        for entry in sorted(folder.iterdir()):
+            if leads_out(entry, folder):
+                raise ValueError(f"{path}: {entry.name} is a link that leads out of the folder. Put the file there.")
+        for index in sorted(folder.glob("*.index.json")):
+            for name in shards(index):
+                if problem := shard_problem(name):
+                    raise ValueError(f"{path}: {index.name} names a shard {problem}: {name!r}. Nothing is loaded.")
+        weights = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+        if not weights and (pickles := sorted(each.name for each in folder.glob("*.bin"))):
+            raise ValueError(f"{path}: {pickles[0]} is a pickle, which may run code. Convert it to safetensors.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return  # an adapter; or no checkpoint, which transformers tells better
+    settings, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    for key in KERNELS:
+        if "/" in str(settings.get(key)):
+            raise ValueError(
+                f"{path}: config.json sets {key}={settings[key]!r}, code of elsewhere. Take the line out."
+            )
+
+
+def leads_out(entry: Path, folder: Path) -> bool:
+    """Whether it is a link to elsewhere. The Hub's cache links each file of a snapshot to its blob."""
+    root = folder.resolve()
+    allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+    return entry.is_symlink() and not any(entry.resolve().is_relative_to(place) for place in allowed)
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index of weights names; `ValueError` if it is none."""
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        names = ()
+    if not names:
+        raise ValueError(f"{index}: has no weight_map.")
+    return sorted(set(map(str, names)))
+
+
+def shard_problem(name: str) -> str | None:
+    """What is wrong with a shard's name, or None. transformers opens whatever an index names."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if posix.is_absolute() or windows.is_absolute() or windows.drive:
+        return "by an absolute path"
+    if ".." in posix.parts or ".." in windows.parts:
+        return "outside the folder"
+    if len(windows.parts) != 1 or not name.endswith(".safetensors"):
+        return "that is no safetensors file beside it"
+    return None
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Raises `ValueError` with the name of a tensor that holds NaN or infinity: all that it computes would be NaN."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{model.name_or_path}: the tensor {name} holds NaN or infinity. The file is damaged.")
