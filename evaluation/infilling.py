@@ -20,12 +20,21 @@ from modeling_magnet.scoring_magnet import token_logprobs
 
 @dataclass
 class GapExample:
-    """A text's ids, and the tokens `start : start + length` that are missing; something stands before them."""
+    """A text's ids and its missing spans, `(start, length)` from left to right; something stands before each of them."""
 
     ids: list[int]
-    start: int
-    length: int
+    spans: list[tuple[int, int]]
     story: int  # number of the story, to resample whole stories
+
+    @property
+    def start(self) -> int:
+        """Of the first span."""
+        return self.spans[0][0]
+
+    @property
+    def length(self) -> int:
+        """Of the first span."""
+        return self.spans[0][1]
 
 
 @dataclass
@@ -81,7 +90,7 @@ def sentence_gaps(stories: list[list[str]], config, tokenizer, every: bool = Tru
         for s in range(len(sentences)) if every else [number % len(sentences)]:
             inside = np.flatnonzero((ends > borders[s]) & (ends <= borders[s + 1] - 1))
             if start := len(opening) + int(inside[0]):
-                examples.append(GapExample(ids, start, len(inside), number))
+                examples.append(GapExample(ids, [(start, len(inside))], number))
     return examples
 
 
@@ -98,7 +107,7 @@ def infill_perplexity(
 
     Args:
         model ([`MagnetLlamaForCausalLM`]): In eval mode.
-        examples (`list[GapExample]`): All with one gap.
+        examples (`list[GapExample]`): Texts with their gaps, each read with the others open.
         layout (`str`): `"causal"`, `"exact"` or `"free"`; the last needs `config.infill_end_token_id`.
         batch_size (`int`, *optional*, defaults to 32): Rows per forward.
     """
@@ -109,27 +118,28 @@ def infill_perplexity(
     for first in tqdm(range(0, len(order), batch_size), desc=f"infill {layout}", disable=not show_progress_bar):
         chosen = order[first : first + batch_size]
         nats[chosen] = _batch_nats(model, [examples[i] for i in chosen], layout)
-    lengths = np.array([example.length for example in examples])
+    lengths = np.array([sum(length for _, length in example.spans) for example in examples])
     return Perplexity(nats, lengths, np.array([example.story for example in examples]))
 
 
 def _batch_nats(model, examples, layout) -> np.ndarray:
-    """Negative log-likelihood of each example's span, in nats."""
+    """Negative log-likelihood of each example's spans, in nats."""
     ids, mask = padded([example.ids for example in examples])  # (B, L)
     spans, targets = torch.zeros_like(ids), torch.full_like(ids, -1)
     positions = torch.arange(ids.shape[1]).repeat(len(examples), 1)
     for row, example in enumerate(examples):
-        start, end = example.start, example.start + example.length
-        spans[row, start:end] = 1
-        targets[row, start - 1 : end - 1] = ids[row, start:end]  # each token is predicted one to its left
-        if layout == "free":
-            targets[row, end - 1] = model.config.infill_end_token_id
-            offset = next((o for o in model.config.infill_free_offsets if o >= example.length), None)
-            if offset is None:
-                raise ValueError(
-                    f"a gap of {example.length} tokens exceeds infill_free_offsets={model.config.infill_free_offsets}."
-                )
-            positions[row, end:] += offset - example.length
+        for number, (start, length) in enumerate(example.spans, 1):
+            end = start + length
+            spans[row, start:end] = number
+            targets[row, start - 1 : end - 1] = ids[row, start:end]  # each token is predicted one to its left
+            if layout == "free":
+                targets[row, end - 1] = model.config.infill_end_token_id
+                offset = next((o for o in model.config.infill_free_offsets if o >= length), None)
+                if offset is None:
+                    raise ValueError(
+                        f"a gap of {length} tokens exceeds infill_free_offsets={model.config.infill_free_offsets}."
+                    )
+                positions[row, end:] += offset - length
     predicts = targets >= 0
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "logits_to_keep": predicts}
     inputs |= {} if layout == "causal" else {"span_ids": spans}
@@ -151,4 +161,35 @@ def causal_perplexity(model, texts: list[str], tokenizer, batch_size: int = 32) 
 
 def whole(ids: list[int], story: int) -> GapExample:
     """A text all of which is to be predicted, but for its first token."""
-    return GapExample(ids, 1, len(ids) - 1, story)
+    return GapExample(ids, [(1, len(ids) - 1)], story)
+
+
+# ------------------------------------------------------------------------------------------------- trivial rivals
+
+
+def with_the_right_of_another(examples: list[GapExample]) -> list[GapExample]:
+    """Each gap in front of the right side of the next story's gap: what a model pays then, it had from the right's content."""
+    found = []
+    for number, example in enumerate(examples):
+        others = (examples[(number + n) % len(examples)] for n in range(1, len(examples)))
+        other = next(each for each in others if each.story != example.story and _right(each))
+        found.append(GapExample(_upto(example) + _right(other), example.spans, example.story))
+    return found
+
+
+def without_right(examples: list[GapExample]) -> list[GapExample]:
+    """Each gap at the end of its text."""
+    return [GapExample(_upto(example), example.spans, example.story) for example in examples]
+
+
+def with_right(examples: list[GapExample]) -> list[GapExample]:
+    """Those with one gap and something behind it."""
+    return [example for example in examples if len(example.spans) == 1 and _right(example)]
+
+
+def _upto(example: GapExample) -> list[int]:
+    return example.ids[: example.start + example.length]
+
+
+def _right(example: GapExample) -> list[int]:
+    return example.ids[example.start + example.length :]

@@ -1,13 +1,24 @@
 """Infilling perplexity against a loop over single tokens; embedding measures against hand-made vectors."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from magnet_eval.embedding import encode_causal, read_graded_pairs, retrieval_top1, sts_spearman
-from magnet_eval.infilling import GapExample, Perplexity, causal_perplexity, infill_perplexity, sentence_gaps
+from magnet_eval.infill import document_gaps, main
+from magnet_eval.infilling import (
+    GapExample,
+    Perplexity,
+    causal_perplexity,
+    infill_perplexity,
+    sentence_gaps,
+    with_right,
+    with_the_right_of_another,
+    without_right,
+)
 from magnet_eval.stories import infilling_row, read_cloze
 from modeling_magnet import MagnetLlamaConfig, MagnetLlamaForCausalLM
 
@@ -102,6 +113,106 @@ def test_infill_perplexity_equals_one_forward_a_token(model, tokenizer, bare, op
     assert measured.value == pytest.approx(np.exp(sum(expected) / sum(e.length for e in examples)), rel=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["causal", "exact", "free"])
+def test_several_gaps_do_not_see_each_other(model, layout):
+    """Each costs what it costs alone in a text from which the others are taken out, at the same positions."""
+    ids, spans = list(range(3, 40)), [(2, 4), (9, 3), (30, 7)]
+    measured = infill_perplexity(model, [GapExample(ids, spans, 0)], layout)
+    shifts, places = dict.fromkeys(range(len(ids)), 0), list(range(len(ids)))
+    if layout == "free":
+        for start, length in spans:
+            for place in range(start + length, len(ids)):
+                shifts[place] += 64 - length
+    total = 0.0
+    for start, length in spans:
+        others = {place for s, n in spans if s != start for place in range(s, s + n)} if layout != "causal" else set()
+        kept = [place for place in places if place not in others]
+        row, inside = (
+            torch.tensor([[ids[place] for place in kept]]),
+            [start <= place < start + length for place in kept],
+        )
+        positions = torch.tensor([[place + shifts[place] for place in kept]])
+        mode = {} if layout == "causal" else {"attention_mode": "hybrid", "span_ids": torch.tensor([inside]).long()}
+        with torch.no_grad():
+            logprobs = model(row, position_ids=positions, **mode).logits[0].double().log_softmax(-1)
+        first = kept.index(start)
+        targets = ids[start : start + length] + ([2] if layout == "free" else [])
+        total -= sum(logprobs[first - 1 + n, target].item() for n, target in enumerate(targets))
+    assert measured.nats[0] == pytest.approx(total, rel=1e-5)
+    assert measured.tokens[0] == 14
+
+
+def test_rights_of_others_and_none(model, tokenizer):
+    examples = with_right(sentence_gaps(STORIES, model.config, tokenizer))
+    assert [example.story for example in examples] == [0, 0, 1]  # the last sentence of each has nothing behind it
+    texts = [tokenizer.decode(example.ids[1:]) for example in with_the_right_of_another(examples)]
+    first, second = STORIES
+    assert texts == [
+        f"{first[0]} {second[1]}",
+        f"{first[0]} {first[1]} {second[1]}",
+        f"{second[0]} {first[1]} {first[2]}",
+    ]
+    for example, bare in zip(examples, without_right(examples)):
+        assert bare.ids == example.ids[: example.start + example.length] and bare.spans == example.spans
+
+
+def test_document_gaps_are_the_papers(model, tokenizer):
+    text = "Mina found an old map in the attic of the house. She showed it to her brother, who laughed. " * 40
+    examples = document_gaps([text, text], model.config, tokenizer, per_document=3)
+    assert [example.story for example in examples] == [0, 0, 0, 1, 1, 1]
+    for example in examples:
+        ends = [1] + [start + length for start, length in example.spans]
+        assert all(8 <= length <= 32 for _, length in example.spans) and len(example.spans) == 3
+        assert all(start > end for (start, _), end in zip(example.spans, ends)) and ends[-1] < len(example.ids)
+        assert tokenizer.decode(example.ids[1:]).strip() in text
+    assert document_gaps(["Too short."], model.config, tokenizer) == []
+
+
+def test_the_table_of_a_model_and_its_base(model, tokenizer, monkeypatch, tmp_path, capsys):
+    tiny = copy.deepcopy(model)
+    tiny.config.causal_adapter = True  # as one whose adapter was merged
+    models = {"tiny": tiny, "base": model}
+    monkeypatch.setattr("magnet_eval.infill.load", lambda path: (models[path], tokenizer))
+    (tmp_path / "stories").mkdir()
+    rows = "".join(json.dumps({"sentences": story}) + "\n" for story in STORIES)
+    (tmp_path / "stories" / "validation.jsonl").write_text(rows)
+    (tmp_path / "wiki.txt").write_text("Seen in training.\n" + "The bridge was built in 1932 and closed. " * 40 + "\n")
+    command = [
+        "infill",
+        "--model",
+        "tiny",
+        "--baseline",
+        "base",
+        "--stories",
+        str(tmp_path / "stories/validation.jsonl"),
+    ]
+    command += ["--documents", str(tmp_path / "wiki.txt"), "--skip", "1", "--output", str(tmp_path / "out.json")]
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found == json.loads(capsys.readouterr().out) and found.keys() == {"stories", "documents"}
+    row = found["stories"]
+    assert row["gaps"] == 5 and row["perplexity"].keys() == {"tiny", "base"}
+    assert row["perplexity"]["base"].keys() == {"causal"}
+    examples = sentence_gaps(STORIES, model.config, tokenizer)
+    for layout in ("causal", "exact", "free"):
+        assert row["perplexity"]["tiny"][layout][0] == round(infill_perplexity(model, examples, layout).value, 2)
+    assert row["ratios"].keys() == {
+        "exact / tiny",
+        "exact / base",
+        "free / tiny",
+        "free / base",
+        "own / another's",
+        "own / none",
+    }
+    assert row["ratios"]["exact / base"][1] <= row["ratios"]["exact / base"][0] <= row["ratios"]["exact / base"][2]
+    own, other = (
+        infill_perplexity(model, each(with_right(examples)), "exact").value
+        for each in (list, with_the_right_of_another)
+    )
+    assert row["ratios"]["own / another's"][0] == round(own / other, 3)
+
+
 def test_free_layout_needs_a_trained_end(model, tokenizer):
     model.config.infill_end_token_id = None
     try:
@@ -177,4 +288,4 @@ def test_readers(tmp_path):
 
 def test_gap_longer_than_the_offset_is_refused(model):
     with pytest.raises(ValueError, match="70 tokens exceeds infill_free_offsets"):
-        infill_perplexity(model, [GapExample(list(range(3, 90)), 5, 70, 0)], "free")
+        infill_perplexity(model, [GapExample(list(range(3, 90)), [(5, 70)], 0)], "free")

@@ -264,7 +264,7 @@ def perplexities(model, fim, base, tokenizer, cases) -> dict[str, list[float]]:
             for case, each in zip(cases, examples):
                 gold = each.ids[each.start : each.start + each.length]
                 row, start = fim_row_of(case, opening, gold, tokenizer, order == "spm")
-                rows.append(GapExample(row, start, each.length + end, each.story))
+                rows.append(GapExample(row, [(start, each.length + end)], each.story))
             nats = infill_perplexity(fim, rows, "causal").nats  # a token of the sentence pays for the end, as above
             found[f"fim_{order}" + "_end" * end] = Perplexity(nats, plain.tokens, plain.stories)
     return {name: [round(value, 2) for value in (p.value, *p.interval())] for name, p in found.items()}

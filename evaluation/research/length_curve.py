@@ -34,7 +34,7 @@ def windows_of(ids: list[int], opening: list[int], bucket: tuple[int, int], coun
     for number, first in enumerate(np.linspace(0, len(ids) - room, count).astype(int)):
         length = int(rng.integers(bucket[0], bucket[1] + 1))
         window = opening + ids[first : first + room - len(opening)]
-        examples.append(GapExample(window, (room - length) // 2, length, number))
+        examples.append(GapExample(window, [((room - length) // 2, length)], number))
     return examples
 
 
