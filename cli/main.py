@@ -13,7 +13,6 @@ COMMANDS = {
     "paraphrase": "make the sentence pairs that training learns from",
     "infill": "fill the gaps of texts",
     "encode": "texts to vectors",
-    "generate": "continue texts from left to right",
     "evaluate": "measure a checkpoint: infilling perplexity, sentence similarity",
     "export": "write a checkpoint in one of its forms",
     "push": "put a checkpoint on the Hugging Face Hub",

@@ -2,8 +2,6 @@
 
     magnet paraphrase --model_name_or_path prithivida/parrot_paraphraser_on_T5 --prefix "paraphrase: " \\
         --input texts.txt --output pairs.jsonl
-
-An interrupted run goes on where it was when it is started again.
 """
 
 import logging

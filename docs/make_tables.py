@@ -152,65 +152,6 @@ def real_families() -> str:
     return first + "\n\n" + markdown(header, training)
 
 
-SIZES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary, tied embeddings
-    "135M (SmolLM2)": (576, 1536, 30, 9, 3, 49152, True),
-    "1.1B (TinyLlama)": (2048, 5632, 22, 32, 4, 32000, False),
-    "7B (Llama 2)": (4096, 11008, 32, 32, 32, 32000, False),
-    "13B (Llama 2)": (5120, 13824, 40, 40, 40, 32000, False),
-    "70B (Llama 2)": (8192, 28672, 80, 64, 8, 32000, False),
-}
-
-
-def llama_of_size(size: str):
-    from modeling_magnet import MagnetLlamaConfig
-
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "vocab_size", "tie_word_embeddings")
-    adapter = {"r": 16, "alpha": 32, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-    return MagnetLlamaConfig(**dict(zip(names, SIZES[size])), adapter=adapter)
-
-
-def memory_by_size() -> str:
-    """The calculator of `magnet train --estimate true` over model sizes and ways to train."""
-    from magnet_train.estimate import GIB, Run, memory
-
-    small = {"rows": 8, "labelled": 8 * 184, "pairs": 16, "checkpointing": True}
-    ways = {
-        "one GPU or DDP": {},
-        "+ checkpointing": {"checkpointing": True},
-        "+ 8 rows, 16 pairs": small,
-        "the same, 4 bits": small | {"bits": 4},
-        "the same, FSDP2 or ZeRO-3 on 8 GPUs": small | {"sharding": "weights", "processes": 8},
-    }
-    rows = []
-    for size in SIZES:
-        config = llama_of_size(size)
-        peaks = [memory(Run(config=config, **way))["peak"] / GIB for way in ways.values()]
-        rows.append([size, *(f"{peak:.1f}" if peak < 10 else f"{peak:.0f}" for peak in peaks)])
-    return markdown(["GiB per GPU", *ways], rows)
-
-
-def memory_check() -> str:
-    """The calculator against measured peaks."""
-    rows = []
-    for case in json.loads((DOCS / "measured" / "memory.json").read_text(encoding="utf-8"))["cases"]:
-        chunk = f", {case['chunk']} at a time" if "chunk" in case else ""
-        what = [f"{case['rows']} x {case['length']}, {case['pairs']} pairs x {case['pair_length']}{chunk}"]
-        what += ["bfloat16" if case.get("bf16") else "float32", "yes" if case.get("checkpointing") else "no"]
-        sizes = [f"{case[name] / 2**20:.0f}" for name in ("estimated", "allocated", "resident")]
-        rows.append([*what, *sizes, f"{100 * (case['estimated'] / case['allocated'] - 1):+.1f} %"])
-    header = [
-        "shape",
-        "dtype",
-        "checkpointing",
-        "estimated MiB",
-        "allocated MiB",
-        "resident MiB",
-        "estimated / allocated",
-    ]
-    return markdown(header, rows)
-
-
 def exactness() -> str:
     row = json.loads((DOCS / "measured" / "exactness.json").read_text(encoding="utf-8"))
     killed = row["killed"]
@@ -244,8 +185,6 @@ def exactness() -> str:
 
 TABLES = (
     exactness,
-    memory_by_size,
-    memory_check,
     demo,
     stories,
     embedding,

@@ -23,7 +23,7 @@ class Magnet:
 
     def __init__(self, monkeypatch, capsys):
         self.monkeypatch, self.capsys, self.err = monkeypatch, capsys, ""
-        for module in (loading, "magnet_cli.generate", "magnet_cli.evaluate"):
+        for module in (loading, "magnet_cli.evaluate"):
             name = "magnet_cli.model" if module is loading else module
             monkeypatch.setattr(
                 f"{name}.load_causal", lambda options: load(loading.chosen_model(options.model_name_or_path))

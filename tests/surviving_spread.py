@@ -10,10 +10,7 @@ import sys
 from pathlib import Path
 
 import surviving
-from filelock import FileLock
 from transformers import TrainerCallback
-
-from magnet_train.output_dir import LOCK
 
 RANK = int(os.environ["RANK"])
 
@@ -38,8 +35,6 @@ def attempt(*args, **settings):
 def main(out: Path) -> None:
     told = {"undisturbed": attempt(out / "undisturbed"), "left": attempt(out / "run", [TellOne()])}
     told["changed"] = attempt(out / "run", resume=True, lambda_msg=3.0)
-    with FileLock(out / "run" / LOCK) if RANK == 0 else open(os.devnull):
-        told["locked"] = attempt(out / "run", resume=True)
     told["resumed"] = attempt(out / "run", resume=True)
     (out / f"{RANK}.json").write_text(json.dumps(told))
 

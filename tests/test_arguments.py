@@ -271,8 +271,6 @@ def test_unknown_key_unlike_any(recipe):
 def test_a_file_that_is_no_yaml_is_named_with_the_line(recipe):
     with pytest.raises(ValueError, match=r"(?s)own.yaml: is no YAML: .*line 2"):
         parse(["--config", recipe("lora_r: 4\nmax_steps: [1\n")])
-    with pytest.raises(ValueError, match="own.yaml: 'lora_r' is there twice"):
-        parse(["--config", recipe("lora_r: 4\nmax_steps: 1\nlora_r: 8\n")])
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- max_steps\n", "max_steps\n"])

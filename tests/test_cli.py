@@ -178,9 +178,7 @@ def test_commands_take_a_checkpoint_of_any_family(family, tmp_path, tokenizer, c
     assert printed_by(["infill", text, "--length", "4", *own], capsys) == expected + "\n"
     vector = json.loads(printed_by(["encode", "It rained.", *own], capsys))["embedding"]
     np.testing.assert_allclose(vector, model.encode("It rained.", tokenizer), atol=1e-5)
-    generated = printed_by(["generate", "It rained", "--max_new_tokens", "4", *own], capsys)
     own[1] = str(tmp_path / "base")
-    assert printed_by(["generate", "It rained", "--max_new_tokens", "4", *own], capsys) == generated
     with pytest.raises(SystemExit, match=f"is a {family} checkpoint, no MAGNET one. Adapt it with magnet train"):
         main(["infill", text, *own])
     (tmp_path / "pairs.tsv").write_text("1\tIt rained.\tTom ate.\n5\tIt rained.\tRain fell.\n")

@@ -28,7 +28,7 @@ def test_examples_print_what_the_page_says(monkeypatch, capsys, tmp_path):
     steps = [
         step for example in EXAMPLES for step in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", example, re.MULTILINE)
     ]
-    assert len(steps) == 12
+    assert len(steps) == 10
     for command, expected in steps:
         file = tmp_path / command.removeprefix("cat ")
         if command.startswith("cat ") and "|" not in command and not file.exists():

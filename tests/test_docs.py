@@ -35,9 +35,7 @@ MODULES = [
     "magnet_hub.draw_mask",
     "magnet_check.run",
     "magnet_train.fim",
-    "magnet_train.estimate",
     "magnet_train.losses",
-    "magnet_train.simulate",
     "magnet_train.recipes",
     "magnet_train.resuming",
     "magnet_train.paraphrase",
@@ -80,7 +78,7 @@ def test_readme_training_commands_parse():
 def test_readme_commands_have_the_flags_it_names(capsys):
     commands = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
     others = [shlex.split(c, comments=True)[1:] for c in commands if re.match(r"magnet (?!train)", c)]
-    assert {name for name, *_ in others} == {"infill", "encode", "generate", "evaluate", "check", "push", "export"}
+    assert {name for name, *_ in others} == {"infill", "encode", "evaluate", "check", "push", "export"}
     for name, *arguments in others:
         with pytest.raises(SystemExit):
             magnet([name, "--help"])

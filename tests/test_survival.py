@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
 from magnet_train.checkpointing import COMPLETE, checkpoints, newest_complete, problem, read_complete
-from magnet_train.output_dir import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -135,17 +134,6 @@ def test_a_signal_from_outside(start, weights, tmp_path, number, code):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_the_second_process_in_a_folder_is_refused(start, tmp_path, weights):
-    process = start(tmp_path, max_steps=10_000)
-    with pytest.raises(OSError, match=rf"output_dir='{tmp_path}': process {process.pid} on .* is training into this"):
-        surviving.train(tmp_path, resume=True)
-    process.kill()  # the lock goes with it
-    process.join()
-    assert (tmp_path / LOCK).exists()
-    with contextlib.suppress(ValueError):  # max_steps differ, which is told after the lock is taken
-        surviving.train(tmp_path, resume=True)
-
-
 def with_small_files(folder, begun, settings):
     """No file may grow beyond 300 kB once the first checkpoint is there: the weights have more."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
@@ -170,7 +158,7 @@ def test_a_disk_that_fills_up_while_writing(start, weights, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_leave_together_and_fail_together(tmp_path):
-    """SIGTERM reaches one of them; the lock and the differences are seen by the main one alone."""
+    """SIGTERM reaches one of them; the differences are seen by the main one alone."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = str(Path(__file__).with_name("surviving_spread.py"))
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -180,7 +168,6 @@ def test_two_processes_leave_together_and_fail_together(tmp_path):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
         assert [told[name] for name in ("undisturbed", "left", "resumed")] == ["done", "SystemExit: 0", "done"]
         assert "lambda_msg: 1.0 in the checkpoint, now 3.0" in told["changed"]
-        assert told["locked"].startswith("OSError: ") and "is training into this folder" in told["locked"]
     (checkpoint,) = checkpoints(tmp_path / "run")
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= read_complete(checkpoint)["files"].keys()
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("undisturbed", "run"))

@@ -24,7 +24,6 @@ GAP = "Tom was hungry. <|gap|> He was full."
 COMMANDS = {
     "infill": ["infill", GAP, "--length", "3"],
     "encode": ["encode", "Tom was hungry."],
-    "generate": ["generate", "Tom was", "--max_new_tokens", "2"],
     "evaluate": ["evaluate", "--stories", "stories.jsonl"],
     "export": ["export", "--output_dir", "out"],
     "train": ["train", "--train_file", "texts.txt", "--output_dir", "out", "--max_steps", "1", "--lambda_sscl", "0"],
@@ -124,7 +123,8 @@ def test_nor_does_that_of_a_plain_base(tmp_path, tokenizer, monkeypatch):
     (tmp_path / "base" / "config.json").write_text(json.dumps(settings | {"attn_implementation": "evil/attn"}))
     assert MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base").config._attn_implementation == "sdpa"
     (tmp_path / "texts.txt").write_text("Tom was hungry and went to the kitchen.\n")
-    for command in ("generate", "train"):
+    (tmp_path / "stories.jsonl").write_text(json.dumps({"sentences": ["Tom ran.", "He fell."]}) + "\n")
+    for command in ("evaluate", "train"):
         ends(command, tmp_path / "base", "code of elsewhere")
 
 

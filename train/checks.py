@@ -109,8 +109,8 @@ def _check_data(data_args, training_args):
 
 def check_pairs(data_args: DataArguments, training_args: MagnetTrainingArguments) -> None:
     """
-    Refuses SSCL without pairs, before a model is loaded. No part of [`check_arguments`]: to estimate a run's memory, or to
-    look at its settings, nobody needs data.
+    Refuses SSCL without pairs, before a model is loaded. No part of [`check_arguments`]: to look at a run's
+    settings, nobody needs data.
 
     Raises:
         `ValueError` naming the parameters and the fix.

@@ -209,7 +209,6 @@ class TrainingFields:
     resume_changed: bool = field(
         default=False, metadata={"help": "Resume although data or settings are not those of the checkpoint."}
     )
-    estimate: bool = field(default=False, metadata={"help": "Print the memory this run would take, and do not train."})
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={"help": "Off: two backward passes a step; the trainer sees to parameters without gradient."},

@@ -74,5 +74,5 @@ def out_of_memory(inputs: dict, step: int, error: Exception) -> str:
     return (
         f"Out of memory at step {step}, with {rows} rows of {length} tokens{pairs} tokens a sentence ({error}). "
         "Set activation_checkpointing=true, or lower per_device_train_batch_size and raise gradient_accumulation_steps as "
-        "much (the gradient stays the same), or set sscl_chunk_size. `magnet train --estimate true` shows what takes it."
+        "much (the gradient stays the same), or set sscl_chunk_size."
     )

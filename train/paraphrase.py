@@ -2,21 +2,15 @@
 
     magnet paraphrase --model_name_or_path prithivida/parrot_paraphraser_on_T5 --prefix "paraphrase: " \\
         --input texts.txt --output pairs.jsonl
-
-An interrupted run goes on where it was when it is started again, and writes what the undisturbed one would have written.
 """
 
-import contextlib
-import dataclasses
-import hashlib
 import json
 import logging
-import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -29,29 +23,33 @@ from .sentences import fold, long_sentences
 logger = logging.getLogger(__name__)
 
 SORTED_BATCHES = 64  # that many are sorted by length together, so that a batch has little padding
-ELSEWHERE = {"input", "output", "device"}  # settings that may change between two parts of a run
 
 
 def paraphrase(args: ParaphraseArguments) -> dict[str, int]:
     """
-    Writes `args.output`, one `{"text", "positive"}` a line, and returns counts of what was written and left out.
+    Writes `args.output`, one `{"text", "positive"}` a line, and returns counts of what was written and left out. The file
+    appears when it is complete.
 
     Raises:
-        `ValueError` where the source, the model or an output that is there already cannot be used.
+        `ValueError` where the source, the model or the output cannot be used.
     """
+    output = Path(args.output)
+    if output.exists():
+        raise ValueError(f"output={args.output!r}: exists. Name another file, or delete it.")
     sentences, counts = select(args)
-    batches = in_batches(sentences, args.batch_size)
-    with locked(args.output):
-        with Output(args, sentences, counts) as output:
-            if output.done < len(batches):
-                paraphraser = Paraphraser(args)
-                steps = tqdm(
-                    batches[output.done :], desc="paraphrase", unit="batch", total=len(batches), initial=output.done
-                )
-                for number, batch in enumerate(steps, start=output.done):
-                    output.write(*paraphraser(batch, number))
-    logger.info("%s: %s", args.output, ", ".join(f"{count:,} {name}" for name, count in output.counts.items()))
-    return output.counts
+    paraphraser, counts = Paraphraser(args), Counter({"sentences": len(sentences), "pairs": 0} | counts)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f"{output.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        batches = in_batches(sentences, args.batch_size)
+        for number, batch in enumerate(tqdm(batches, desc="paraphrase", unit="batch")):
+            pairs, found = paraphraser(batch, number)
+            counts.update(pairs=len(pairs), **found)
+            for text, positive in pairs:
+                file.write(json.dumps({"text": text, "positive": positive}, ensure_ascii=False) + "\n")
+    part.replace(output)
+    logger.info("%s: %s", args.output, ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    return dict(counts)
 
 
 # ------------------------------------------------------------------------------------------------------------ sentences
@@ -150,86 +148,3 @@ class Paraphraser:
         options |= {"truncation": True, "max_length": room, "padding": True, "return_tensors": "pt"}
         options["return_token_type_ids"] = False
         return self.tokenizer(texts, **options), too_long
-
-
-# --------------------------------------------------------------------------------------------------------------- output
-
-
-@contextlib.contextmanager
-def locked(output: str):
-    """Refuses a second process on the same output."""
-    Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{output}.lock", timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"output={output!r}: another process is writing it. Wait for it, or end it.") from None
-
-
-class Output:
-    """
-    The pairs, and beside them `<output>.progress`: the settings, then a line for each batch with its end in the output
-    and the counts so far. A batch counts as done once its line is complete, so whatever a crash has cut off or added is
-    taken away when the run goes on.
-    """
-
-    def __init__(self, args, sentences: list[str], counts: dict[str, int]):
-        self.path, self.progress_path = Path(args.output), Path(f"{args.output}.progress")
-        settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in ELSEWHERE}
-        settings["sentences"] = hashlib.blake2b("\n".join(sentences).encode(), digest_size=16).hexdigest()
-        self.counts = {"sentences": 0, "pairs": 0} | counts
-        self.done = 0
-        if self.progress_path.exists():
-            self._go_on(settings)
-        elif self.path.exists():
-            raise ValueError(f"output={args.output!r}: exists, and not by this command. Name another file.")
-        else:
-            self.progress_path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-
-    def _go_on(self, settings):
-        before, done = self._read_progress()
-        changed = [name for name in settings if before and before.get(name) != settings[name]]
-        if changed:
-            told = "; ".join(f"{name}={before.get(name)!r}, now {settings[name]!r}" for name in changed)
-            raise ValueError(
-                f"output={str(self.path)!r}: was begun with other settings ({told}). Use those, or another file."
-            )
-        size = self.path.stat().st_size if self.path.exists() else 0
-        while done and done[-1]["end"] > size:
-            done.pop()
-        if done:
-            self.done, self.counts = len(done), done[-1]["counts"]
-        if size:
-            os.truncate(self.path, done[-1]["end"] if done else 0)
-        temporary = Path(f"{self.progress_path}.new")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in (settings, *done)), encoding="utf-8")
-        temporary.replace(self.progress_path)
-
-    def _read_progress(self) -> tuple[dict | None, list[dict]]:
-        """The settings and the batches whose lines are complete."""
-        lines = [line for line in self.progress_path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        try:
-            settings, *done = [json.loads(line) for line in lines] or [None]
-        except ValueError:
-            raise ValueError(f"{self.progress_path}: damaged. Delete it and the output to start anew.") from None
-        return settings, done
-
-    def __enter__(self):
-        self.file, self.progress = open(self.path, "ab"), open(self.progress_path, "ab")
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-        self.progress.close()
-
-    def write(self, pairs: list[tuple[str, str]], counts: dict[str, int]) -> None:
-        """Appends the pairs of one batch."""
-        for text, positive in pairs:
-            self.file.write((json.dumps({"text": text, "positive": positive}, ensure_ascii=False) + "\n").encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())  # the pairs are on the disk before the progress says so
-        counts = {"sentences": len(pairs) + counts["same as the sentence"], "pairs": len(pairs)} | counts
-        self.counts = self.counts | {name: self.counts.get(name, 0) + count for name, count in counts.items()}
-        self.progress.write((json.dumps({"end": self.file.tell(), "counts": self.counts}) + "\n").encode())
-        self.progress.flush()
-        self.done += 1

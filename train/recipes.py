@@ -113,16 +113,11 @@ def _read_recipe(config: str, below: tuple = ()) -> tuple[dict, dict[str, str]]:
 
 def _read_yaml(path: Path) -> dict:
     try:
-        text = path.read_text(encoding="utf-8")
-        tree, lines = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        lines = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: is no YAML: {error}") from None
     if not isinstance(lines, dict):
         raise ValueError(f"{path.name}: must hold lines of the form 'key: value'.")
-    keys = [key.value for key, _ in tree.value]
-    for key in lines:
-        if keys.count(str(key)) > 1:
-            raise ValueError(f"{path.name}: {key!r} is there twice. Keep one; YAML would take the last in silence.")
     return lines
 
 

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 # what does not touch the weights, and where things lie: data are compared by content, the base by its weights
 ELSEWHERE = {"model_name_or_path", "train_file", "pairs_file", "eval_file", "eval_pairs_file", "on_bad"}
-OWN_ELSEWHERE = {"output_dir", "resume", "resume_changed", "estimate", "remove_unused_columns", "logging_steps"}
+OWN_ELSEWHERE = {"output_dir", "resume", "resume_changed", "remove_unused_columns", "logging_steps"}
 OWN_ELSEWHERE |= {
     "save_strategy",
     "save_total_limit",

@@ -23,10 +23,9 @@ from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, V
 from .checks import check_pairs, refuse_data_parallel
 from .curves import CurvesCallback
 from .data import build_data
-from .estimate import estimate
 from .guard import guarded
 from .model import build_model, check_lengths, is_trained, unquantised
-from .output_dir import claimed
+from .output_dir import check_writable
 from .processes import on_main
 from .provenance import ConfigurationCallback, describe
 from .recipes import parse_with_sources
@@ -60,10 +59,7 @@ def run(args: list[str] | None = None) -> None:
         logging.getLogger(__package__).setLevel(logging.INFO)  # what is in the data, which checkpoint is taken
         print(describe(arguments, sources), flush=True)
     try:
-        if not arguments[3].estimate:
-            train(*arguments, sources=sources)
-        elif arguments[3].process_index == 0:
-            print(estimate(*arguments))
+        train(*arguments, sources=sources)
     except KeyboardInterrupt:
         print(
             "magnet train: left at once; --resume true goes on from the newest complete checkpoint.", file=sys.stderr
@@ -86,17 +82,17 @@ def train(
     """
     arguments = (model_args, data_args, view_args, training_args)
     configuration = ConfigurationCallback(arguments, sources)
-    with claimed(training_args):
-        checkpoint = on_main(training_args, lambda: checkpoint_to_resume(training_args))
-        trainer, data = build_trainer(*arguments)
-        trainer.add_callback(configuration)
-        settings = run_settings(*arguments, data.fingerprint, sharding_of(trainer))
-        if checkpoint is not None:
-            changed_is_fine = training_args.resume_changed
-            on_main(training_args, lambda: check_same_run(checkpoint, settings, trainer.model, changed_is_fine))
-        with guarded(trainer, settings):
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        export(trainer, model_args, view_args)
+    on_main(training_args, lambda: check_writable(Path(training_args.output_dir)))
+    checkpoint = on_main(training_args, lambda: checkpoint_to_resume(training_args))
+    trainer, data = build_trainer(*arguments)
+    trainer.add_callback(configuration)
+    settings = run_settings(*arguments, data.fingerprint, sharding_of(trainer))
+    if checkpoint is not None:
+        changed_is_fine = training_args.resume_changed
+        on_main(training_args, lambda: check_same_run(checkpoint, settings, trainer.model, changed_is_fine))
+    with guarded(trainer, settings):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    export(trainer, model_args, view_args)
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
