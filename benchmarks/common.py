@@ -1,4 +1,4 @@
-"""A random Llama of a size that shows ratios on a CPU, and side-by-side timing."""
+"""A random Llama large enough to show ratios on a CPU, and side-by-side timing."""
 
 import time
 
@@ -30,7 +30,7 @@ def magnet(llama: LlamaForCausalLM, r: int | None) -> MagnetLlamaForCausalLM:
 
 
 def side_by_side(calls: dict, repeats: int) -> dict[str, float]:
-    """Best CPU seconds of each call; they take turns, so that a slow spell of the machine hits all of them."""
+    """Best CPU seconds of each call; calls take turns, so that a slow spell affects all of them."""
     best = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         call()  # warm-up

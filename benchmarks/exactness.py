@@ -1,9 +1,9 @@
-"""How exact training is: runs the tests that demand it and keeps what they measured.
+"""Exactness of training: runs the tests that require it and records their measurements.
 
     OMP_NUM_THREADS=1 python benchmarks/exactness.py
 
 Writes docs/measured/exactness.json: the largest difference of weights after resuming, that of the update when a step's
-rows are spread over accumulated batches and processes, and what became of runs that were killed.
+rows are spread over accumulated batches and processes, and the outcome of killed runs.
 """
 
 import json
@@ -23,7 +23,7 @@ TESTS = {
 
 
 def properties(test: str) -> list[dict[str, list[float]]]:
-    """What each case of a test recorded. The test must pass."""
+    """The records of each case of a test. The test must pass."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / test), f"--junit-xml={report}"]

@@ -1,9 +1,9 @@
-"""infill() against generate(), against reading everything again, and its ways to fill and score against each other.
+"""Compares infill() with generate() and with full recomputation, and its ways to fill and score with each other.
 
     OMP_NUM_THREADS=1 python benchmarks/infill.py
 
-CPU seconds of one thread, the best of several runs that take turns. A random Llama and texts of random words; tokenization,
-reading the context and decoding are all in the time. Writes docs/measured/infill_speed.json.
+CPU seconds of one thread, the best of several alternating runs. A random Llama and texts of random words; times
+include tokenization, reading the context and decoding. Writes docs/measured/infill_speed.json.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SPAN = 32
 
 
 def words(count: int, tokenizer, seed: int = 0) -> str:
-    """A text of so many tokens: words that are one token each, whatever stands before them."""
+    """A text of `count` tokens: words that are one token each in any context."""
     whole = sorted(token[1:] for token in tokenizer.get_vocab() if token[:1] == "Ġ" and token[1:].isalpha())
     return "".join(" " + word for word in random.Random(seed).choices(whole, k=count))
 
@@ -60,7 +60,7 @@ class Case:
 
     @torch.no_grad()
     def naive(self, model) -> list[int]:
-        """The whole text with the hybrid mask again for every token; logits at the one position that is needed."""
+        """Recomputes the whole text with the hybrid mask for every token; logits only at the needed position."""
         n = len(self.left)
         ids = torch.tensor([self.left + [0] * SPAN + self.right])
         span_ids = torch.zeros_like(ids)
@@ -98,7 +98,7 @@ def against_generate(models, tokenizer, size: int, repeats: int) -> dict:
 
 
 def orders(model, tokenizer, size: int, gaps: int, repeats: int) -> dict:
-    """K gaps of SPAN tokens: all at once, one after the other, and a call each."""
+    """K gaps of SPAN tokens: all at once, one after another, and one call each."""
     pieces = [words(size // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
     parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=SPAN), piece)]
     lefts = ["".join(pieces[: n + 1]) for n in range(gaps)]
@@ -114,7 +114,7 @@ def orders(model, tokenizer, size: int, gaps: int, repeats: int) -> dict:
 
 
 def candidates(model, tokenizer, size: int, count: int, repeats: int) -> dict:
-    """`candidates=[...]` of 8 tokens each, ranked by the text behind: at once, and a call of score_infill() each."""
+    """Ranks `candidates=[...]` of 8 tokens each: all at once, and with one call of score_infill() each."""
     left, right = words(size // 2, tokenizer, 1), words(size // 2, tokenizer, 2)
     given = [words(8, tokenizer, 100 + n) for n in range(count)]
     text = f"{left}<|gap|>{right}"
@@ -127,12 +127,12 @@ def candidates(model, tokenizer, size: int, count: int, repeats: int) -> dict:
 
 
 def gap_memory(gaps: int, size: int, cache: str) -> dict:
-    """Resident peak of a parallel call over the model, beside the formula of docs/infilling.md; in a process of its own."""
+    """Resident peak of a parallel call over the model, and the formula of docs/infilling.md; needs its own process."""
     tokenizer, model = load_tokenizer(), magnet(random_llama(), 16)
     pieces = [words(size // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
     parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=SPAN), piece)]
-    model.infill(["A", Gap(length=2), " b"], tokenizer)  # what is allocated once
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: what went before no longer counts for the peak
+    model.infill(["A", Gap(length=2), " b"], tokenizer)  # one-time allocations
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     before = process_memory("VmRSS")
     model.infill(parts, tokenizer, order="parallel", cache_implementation=cache)
     peak = process_memory("VmHWM") - before

@@ -1,14 +1,15 @@
-"""Real weights of any family: adapts a plain model for some steps, then proves on them what the tests prove on random ones.
+"""Adapts a plain model of any family for some steps, then checks on real weights what the tests check on random ones.
 
     python benchmarks/real_families.py path/to/model texts.txt              # proofs alone, with a random adapter
     python benchmarks/real_families.py path/to/model texts.txt --steps 20 >> docs/measured/real_families.jsonl
 
-The model is a folder of any family that MAGNET knows, as transformers saves it. Where only a GGUF file of it is to be had, a
-folder is made once: `AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)` dequantises it, its weights go into a
-model of the same class whose configuration has no `quantization_config`, and that model and
-`AutoTokenizer.from_pretrained(folder, gguf_file=name)` are saved. The texts are one a line; the last 32 of at most 300 characters are held out.
+The model is a folder of any supported family, as saved by transformers. If there is only a GGUF file, make a folder
+once: dequantise it with `AutoModelForCausalLM.from_pretrained(folder, gguf_file=name)`, copy its weights into a model
+of the same class whose configuration has no `quantization_config`, and save that model and
+`AutoTokenizer.from_pretrained(folder, gguf_file=name)`. Texts are one per line; the last 32 of at most 300 characters
+are held out.
 
-Prints one line of JSON. A bit or a pair of tokens that is not as it must be ends the script with an error.
+Prints one line of JSON. Any mismatch of a bit or a pair of tokens ends the script with an error.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def load(folder: Path, tokenizer):
 
 
 def adapt(model, tokenizer, texts: list[str], held_out: list[str], steps: int, batch_size: int, rate: float) -> dict:
-    """Trains MNTP and MSG; returns losses of held-out texts, in nats a token, before and after."""
+    """Trains MNTP and MSG; returns losses of held-out texts, in nats per token, before and after."""
     gaps = held_out_gaps(held_out, model.config, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         arguments = MagnetTrainingArguments(
@@ -72,7 +73,7 @@ def adapt(model, tokenizer, texts: list[str], held_out: list[str], steps: int, b
             ),
             processing_class=tokenizer,
         )
-        trainer.remove_callback(PrinterCallback)  # the one line of JSON stands alone
+        trainer.remove_callback(PrinterCallback)  # print only the line of JSON
         before = losses(trainer, gaps)
         started = time.perf_counter()
         trainer.train()
@@ -84,7 +85,7 @@ def adapt(model, tokenizer, texts: list[str], held_out: list[str], steps: int, b
 
 
 def held_out_gaps(texts: list[str], config, tokenizer) -> list[GapExample]:
-    """One gap of 4 to 16 tokens in each text, with a token or more on both sides."""
+    """One gap of 4 to 16 tokens in each text, with at least one token on both sides."""
     rng, gaps = np.random.default_rng(0), []
     for number, text in enumerate(texts):
         ids = (start_ids(config, tokenizer) + text_ids(text, tokenizer))[:LENGTH]
@@ -95,7 +96,7 @@ def held_out_gaps(texts: list[str], config, tokenizer) -> list[GapExample]:
 
 
 def losses(trainer, gaps: list[GapExample]) -> dict:
-    """MNTP's and MSG's on the trainer's views, and that of the same gaps read from both sides."""
+    """Losses of MNTP and MSG on the trainer's views, and of the gaps read from both sides."""
     found = trainer.evaluate()
     figures = {name: round(found[f"eval_loss_{name}"], 3) for name in ("mntp", "msg")}
     return figures | {f"gaps_{layout}": nats(trainer.model, gaps, layout) for layout in ("exact", "free")}
@@ -111,7 +112,7 @@ def nats(model, gaps: list[GapExample], layout: str) -> float:
 
 @torch.no_grad()
 def causal_equality(model, base, tokenizer, texts: list[str]) -> dict:
-    """All logits of padded texts, and 32 tokens of greedy search behind each, are those of transformers' own class."""
+    """All logits of padded texts, and 32 greedy tokens after each, equal those of transformers' stock class."""
     tokenizer.padding_side = "left"
     batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=LENGTH)
     logits = model(**batch, attention_mode="causal").logits, base(**batch).logits  # (B, L, V) each
@@ -134,7 +135,7 @@ def allowed(spans: list[int], positions: list[int], window: int | None = None) -
 
 
 def in_mode(mode: str, length: int) -> tuple[list[int], list[int], dict]:
-    """Span ids of the rule, positions, and the arguments of a forward. In hybrid mode one gap in three is free."""
+    """Span ids of the rule, positions, and the arguments of a forward. In hybrid mode one of two gaps is free."""
     third = length // 3
     spans = {"causal": [1] * length, "bidirectional": [0] * length}.get(mode)
     spans = spans or [0] * third + [1] * 4 + [0] * third + [2] * 5 + [0] * (length - 2 * third - 9)
@@ -146,7 +147,7 @@ def in_mode(mode: str, length: int) -> tuple[list[int], list[int], dict]:
 
 @torch.no_grad()
 def modes_by_perturbation(model, ids: list[int]) -> int:
-    """Changes each token in turn: exactly those outputs change that may attend to it, in all three modes."""
+    """Changes each token in turn: exactly the outputs that may attend to it change, in all three modes."""
     ids = torch.tensor([ids])  # (1, L)
     for mode in ("causal", "bidirectional", "hybrid"):
         spans, positions, arguments = in_mode(mode, ids.shape[1])
@@ -162,7 +163,7 @@ def modes_by_perturbation(model, ids: list[int]) -> int:
 
 @torch.no_grad()
 def modes_by_brute_force(model, base, ids: list[int]) -> float:
-    """Without its adapter each mode is transformers' own class under the mask of a double loop; the largest difference."""
+    """Without its adapter each mode equals the stock class with a double loop's mask; returns the largest difference."""
     ids, differences = torch.tensor([ids]), []
     kinds = getattr(base.config, "layer_types", None)
     for mode in ("causal", "bidirectional", "hybrid"):
@@ -178,8 +179,8 @@ def modes_by_brute_force(model, base, ids: list[int]) -> float:
 
 
 def fills_are_the_hybrid_forward(model, tokenizer, left: str, right: str) -> dict:
-    """Log-probabilities of cached decoding against one hybrid forward over the whole row, in float64; the largest
-    difference."""
+    """Log-probabilities of cached decoding against one hybrid forward over the whole row, in float64; returns the
+    largest difference."""
     model.double()
     ids = [start_ids(model.config, tokenizer) + text_ids(left, tokenizer), continuation_ids(right, tokenizer)]
     at, figures = len(ids[0]), {"context": sum(map(len, ids))}
@@ -211,7 +212,7 @@ def main():
     figures |= {"parameters": sum(weight.numel() for weight in model.parameters())}
     if args.steps:
         figures["training"] = adapt(model, tokenizer, texts, held_out, args.steps, args.batch_size, args.learning_rate)
-    else:  # an adapter that acts, so that its absence in causal mode shows
+    else:  # a nonzero adapter, so that its absence in causal mode shows
         for name, weight in model.named_parameters():
             if name.endswith("_lora.B"):
                 torch.nn.init.normal_(weight.data, std=0.02)

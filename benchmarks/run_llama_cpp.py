@@ -1,11 +1,11 @@
 """
-The forms `generator` and `encoder` in llama.cpp, against the checkpoint they were made of. Writes docs/measured/llama_cpp.json.
+Compares the forms `generator` and `encoder` in llama.cpp with their checkpoint. Writes docs/measured/llama_cpp.json.
 
     pip install llama-cpp-python gguf sentencepiece
     pip download --no-deps --no-binary :all: llama-cpp-python && tar xzf llama_cpp_python-*.tar.gz
     python benchmarks/run_llama_cpp.py llama_cpp_python-*/vendor/llama.cpp
 
-The argument is a source tree of llama.cpp, for its convert_hf_to_gguf.py; llama.cpp itself runs inside `llama-cpp-python`.
+The argument is a source tree of llama.cpp, for its convert_hf_to_gguf.py; llama.cpp runs inside `llama-cpp-python`.
 """
 
 import json
@@ -29,8 +29,8 @@ STORIES = ROOT / "examples" / "assets" / "everyday-stories" / "validation.jsonl"
 WRITTEN = ROOT / "docs" / "measured" / "llama_cpp.json"
 SENTENCES, PROMPTS, NEW_TOKENS = 64, 16, 40
 
-# llama.cpp knows a BPE tokenizer's pre-tokenizer by a hash over what it makes of one text, so it knows published tokenizers
-# only. magnet-tiny's own is byte-level BPE with GPT-2's pattern, and the converter has to be told.
+# llama.cpp identifies a BPE pre-tokenizer by a hash of its output on one text, so it knows only published tokenizers.
+# magnet-tiny's is byte-level BPE with GPT-2's pattern, which the converter must be told.
 CONVERT = """
 import runpy, sys
 sys.path.insert(0, sys.argv[1])
@@ -49,7 +49,7 @@ def convert(source: str, folder: Path, kind: str) -> Path:
 
 
 def opened(path: Path, **settings):
-    """The file in llama.cpp, one thread, its cache in float32 as ours is."""
+    """Opens the file in llama.cpp, with one thread and a float32 cache like ours."""
     import llama_cpp
 
     whole = {"n_ctx": 512, "n_batch": 512, "n_ubatch": 512, "n_threads": 1, "n_threads_batch": 1, "n_gpu_layers": 0}
@@ -109,7 +109,7 @@ def main(source: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for form in ("encoder", "generator"):
             export_checkpoint(CHECKPOINT, Path(scratch) / form, form, dtype="float32")
-        for kind in ("f32", "f16"):  # q8_0 ends in a segmentation fault of 0.3.36 (docs/LOG.md)
+        for kind in ("f32", "f16"):  # q8_0 crashes 0.3.36 with a segmentation fault (docs/LOG.md)
             encoder = convert(source, Path(scratch) / "encoder", kind)
             generator = convert(source, Path(scratch) / "generator", kind)
             same = sum(a == b for a, b in zip(continuations(generator, prompts), ours))

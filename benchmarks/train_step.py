@@ -1,9 +1,9 @@
-"""A joint training step with logits at labelled positions only, against logits everywhere: time and peak memory.
+"""Time and peak memory of a joint training step, with logits at labelled positions only and with logits everywhere.
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py
 
-Time is measured in one process, the variants taking turns; peak memory in a process of its own for each, since page
-faults would disturb the time. Both variants give the same loss, which is checked.
+Time is measured in one process, with variants taking turns; peak memory in a separate process for each, since page
+faults would disturb the time. The script checks that both give the same loss.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def batch(rows: int, length: int, pairs: int) -> dict:
 
 
 def step(model, inputs, gathered: bool) -> float:
-    """Forward and backward of L with lambda (1, 9, 1). `gathered=False` is what a plain implementation does."""
+    """Forward and backward of L with lambda (1, 9, 1). `gathered=False` is a plain implementation."""
     views = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids", "span_ids")}
     labelled = (inputs["mntp_labels"] != IGNORE) | (inputs["msg_labels"] != IGNORE)
     keep = labelled if gathered else torch.ones_like(labelled)
@@ -76,13 +76,13 @@ def build(layers: int):
 
 
 def memory(field: str) -> float:
-    """A field of /proc/self/status in MB: VmRSS is what the process holds, VmHWM the most it held."""
+    """A field of /proc/self/status in MB: VmRSS is current memory, VmHWM its peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 
 
 def peak_over_model(variant: str, layers: int) -> float:
-    """MB that a step adds to the process's peak, in a process of its own."""
+    """MB that a step adds to the process's peak, measured in a separate process."""
     command = [sys.executable, __file__, "--only", variant, "--layers", str(layers)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
@@ -95,7 +95,7 @@ def main():
     args = parser.parse_args()
     model, inputs = build(args.layers), batch(rows=4, length=512, pairs=8)
     if args.only:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: building the model no longer counts for the peak
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak after building the model
         before = memory("VmRSS")
         step(model, inputs, args.only == "gathered")
         print(memory("VmHWM") - before)

@@ -1,1 +1,1 @@
-"""magnet_check: what can be wrong with a checkpoint, one function a check; `run.py` has the list."""
+"""magnet_check: checks of a checkpoint, one function per check; `run.py` has the list."""

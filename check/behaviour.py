@@ -1,4 +1,4 @@
-"""What a user does with it: modes mixed in threads, gaps filled, sentences encoded; and the adapter's gate."""
+"""Checks of use: the adapter's gate, modes mixed in threads, infilling, sentence encoding."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +15,7 @@ LEFT, RIGHT = "Tom was hungry. ", " He was full."
 
 
 def check_gate(checkpoint: Checkpoint) -> str:
-    """Causal mode is the base bit for bit unless `causal_adapter`; with the adapter on, something else comes out."""
+    """Causal mode is the base bit for bit unless `causal_adapter`; turning the adapter on changes the output."""
     checkpoint.require_loadable()
     if not checkpoint.is_magnet or checkpoint.config.adapter is None:
         raise Skipped("no adapter: it is merged, or there was none")
@@ -38,7 +38,7 @@ def check_gate(checkpoint: Checkpoint) -> str:
 
 @torch.no_grad()
 def base_states(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
-    """transformers' own decoder over the same weights without the adapter; nothing is copied."""
+    """Hidden states of the stock decoder with the same weights, without the adapter; nothing is copied."""
     _, decoder_class = checkpoint.stock_classes
     config = checkpoint.config.to_base()
     config._attn_implementation = checkpoint.model.config._attn_implementation
@@ -51,7 +51,7 @@ def base_states(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
 
 
 def check_threads(checkpoint: Checkpoint) -> str:
-    """Threads that mix modes on one model get what single calls get."""
+    """Threads that mix modes on one model get the results of single calls."""
     checkpoint.require_loadable()
     rows, modes = perturbed(checkpoint)[:1], MODES[checkpoint.form]
     single = {mode: checkpoint.states(mode, rows, spans=SPANS) for mode in modes}

@@ -1,4 +1,4 @@
-"""The checkpoint that is examined: its parts are read when a check first asks for them, its weights once."""
+"""The examined checkpoint: its parts are read when a check first needs them, its weights once."""
 
 import json
 import os
@@ -30,11 +30,11 @@ class Checkpoint:
     """
     Args:
         folder (`str` or `Path`): A checkpoint of any form.
-        device (`str`, *optional*, defaults to `"cpu"`): Where the model is run.
-        dtype (`str`, *optional*, defaults to `"auto"`): What it is run in; `"auto"` is what is stored.
+        device (`str`, *optional*, defaults to `"cpu"`): Device that runs the model.
+        dtype (`str`, *optional*, defaults to `"auto"`): Dtype it runs in; `"auto"` is the stored one.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether the checkpoint's own code is run instead of the installed package's.
-        backends (`list[str]`, *optional*): Attention backends to try; by default all that cost seconds.
+        backends (`list[str]`, *optional*): Attention backends to try; by default all that take seconds.
 
     Raises:
         `ValueError` if there is no such folder.
@@ -50,7 +50,7 @@ class Checkpoint:
     ):
         self.folder, self.device, self.dtype = Path(folder), device, dtype
         self.trust_remote_code, self.backends = trust_remote_code, backends
-        self.unsound = []  # checks that failed, after which nothing is loaded
+        self.unsound = []  # failed checks that forbid loading
         if not self.folder.is_dir():
             raise ValueError(f"folder={str(folder)!r}: no such folder. Give a checkpoint on this machine.")
 
@@ -59,8 +59,8 @@ class Checkpoint:
     @cached_property
     def entries(self) -> list[Path]:
         """
-        Whatever lies below the folder. Links to folders are not entered. Hidden names (`.git`, the lock of a run) and
-        the checkpoints that a run is resumed from belong to no checkpoint.
+        All entries below the folder. Links to folders are not followed. Hidden names (`.git`, the lock of a run) and
+        training checkpoints to resume from are left out.
         """
         found = []
         for top, folders, files in os.walk(self.folder, followlinks=False):
@@ -75,8 +75,8 @@ class Checkpoint:
 
     @cached_property
     def files(self) -> list[Path]:
-        """What may be opened: regular files, linked ones only where `leads_out` does not object. Opening a pipe would
-        wait for ever, and a device may have no end."""
+        """Files that may be opened: regular ones, and links unless `leads_out` objects. Opening a pipe would block
+        forever, and a device may have no end."""
         return [path for path in self.entries if path.is_file() and not self.leads_out(path)]
 
     def leads_out(self, path: Path) -> bool:
@@ -86,7 +86,7 @@ class Checkpoint:
         return self.folder / name in self.files
 
     def read_json(self, name: str):
-        """A JSON file of the folder; `Failed` if it is none."""
+        """Reads a JSON file of the folder; `Failed` if it cannot."""
         if not self.has(name):
             raise Failed(f"{name} cannot be read: it is missing, or no regular file of this folder")
         try:
@@ -112,7 +112,7 @@ class Checkpoint:
 
     @property
     def family(self) -> type:
-        """MAGNET's language model of the checkpoint's family, whatever the form."""
+        """MAGNET's language model of the checkpoint's family, for any form."""
         kind = self.settings.get("model_type")
         if str(kind).removeprefix("magnet_") not in FAMILIES:
             raise Failed(f"config.json has model_type={kind!r}; MAGNET knows the families {', '.join(FAMILIES)}")
@@ -160,7 +160,7 @@ class Checkpoint:
         return self.model_class.config_class.from_dict(self.settings)
 
     def require_loadable(self) -> None:
-        """`Skipped` for what must not, or cannot, be loaded."""
+        """`Skipped` if the checkpoint must not, or cannot, be loaded."""
         if self.unsound:
             raise Skipped(f"nothing is loaded: {', '.join(self.unsound)} failed")
         if self.form == "adapter":
@@ -168,7 +168,7 @@ class Checkpoint:
 
     @cached_property
     def model(self):
-        """In eval mode. Takes the weights' size in memory, in the dtype asked for. `code_run` tells whether it was."""
+        """In eval mode. Takes the weights' size in memory, in the requested dtype. `code_run` tells whether it was loaded."""
         self.require_loadable()
         model = self.model_class.from_pretrained(
             self.folder, config=self.config, dtype=self.dtype, use_safetensors=True, local_files_only=True
@@ -177,7 +177,7 @@ class Checkpoint:
 
     @property
     def code_run(self) -> str:
-        """Whose code the model ran with so far."""
+        """Which code the model ran with so far."""
         if "model" not in vars(self):
             return "none"
         return "the checkpoint's" if self.trust_remote_code else "the installed package's"
@@ -195,12 +195,12 @@ class Checkpoint:
         return self.model
 
     def gate(self, is_open: bool):
-        """The adapter's gate, of the very code the model runs."""
+        """The adapter's gate, from the code that the model runs."""
         return sys.modules[type(self.decoder).__module__].adapter_gate(is_open)
 
     @torch.no_grad()
     def states(self, mode: str, ids: torch.Tensor, mask=None, spans=None) -> torch.Tensor:
-        """Last hidden states (B, L, d) as float32, on the CPU. Stock forms have one mode, and are not told it."""
+        """Last hidden states (B, L, d) as float32, on the CPU. Stock forms have one mode and take no argument for it."""
         inputs = {"input_ids": ids.to(self.device)}
         if mask is not None:
             inputs["attention_mask"] = mask.to(self.device)
@@ -220,7 +220,7 @@ class Checkpoint:
         self.require_loadable()
         if not self.has("tokenizer_config.json"):
             raise Skipped("there is no tokenizer")
-        # with the configuration given, no configuration and no code of the folder is looked up
+        # given the configuration, AutoTokenizer reads no configuration or code in the folder
         return AutoTokenizer.from_pretrained(
             self.folder, config=self.config, trust_remote_code=False, local_files_only=True, **settings
         )

@@ -1,4 +1,4 @@
-"""The Python files of a checkpoint against two lists of hashes: its card's, and the installed package's."""
+"""Compares a checkpoint's Python files with two lists of hashes: the card's and the installed package's."""
 
 import hashlib
 import re
@@ -13,14 +13,14 @@ ROW = re.compile(r"^\| `([^`]+\.py)` \| `([0-9a-f]{64})` \|$", re.MULTILINE)
 
 
 def check_card_hashes(checkpoint: Checkpoint) -> str:
-    """Every code file is the one that the model card lists."""
+    """Every code file matches its hash in the model card."""
     if not checkpoint.code:
         raise Skipped("there is no code")
     card = checkpoint.folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if checkpoint.has("README.md") else ""
     listed = dict(ROW.findall(text))
     if not listed:
-        if checkpoint.trust_remote_code:  # which would run what nothing vouches for
+        if checkpoint.trust_remote_code:  # which would run unverified code
             check_installed_hashes(checkpoint)
         raise Skipped("README.md lists no hashes")
     found = {each.name: sha256(each) for each in checkpoint.code}
@@ -29,7 +29,7 @@ def check_card_hashes(checkpoint: Checkpoint) -> str:
 
 
 def check_installed_hashes(checkpoint: Checkpoint) -> str:
-    """Every code file is the installed package's."""
+    """Every code file equals the installed package's."""
     if not checkpoint.code:
         raise Skipped("there is no code")
     installed = {path.name: sha256(path) for path in Path(modeling_magnet.__file__).parent.glob("*_magnet.py")}

@@ -1,4 +1,4 @@
-"""What lies in the folder: nothing missing, nothing that leads out of it, nothing that runs when it is only read."""
+"""The folder's files: none missing, none that leads out of it, none that runs code when read."""
 
 from transformers.dynamic_module_utils import get_relative_imports
 
@@ -8,11 +8,11 @@ from .checkpoint import Checkpoint
 from .outcome import Failed, Skipped
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
-OPAQUE = {".safetensors", ".png", ".gguf"}  # whose first bytes may be anything
+OPAQUE = {".safetensors", ".png", ".gguf"}  # their first bytes may be anything
 
 
 def check_files(checkpoint: Checkpoint) -> str:
-    """The files that loading needs are there, and not empty."""
+    """The files needed for loading exist and are not empty."""
     form = checkpoint.form
     needed = {"adapter_config.json"} if form == "adapter" else {"config.json"}
     needed |= {"tokenizer_config.json", "tokenizer.json"}
@@ -46,7 +46,7 @@ def _code_needed(checkpoint) -> set[str]:
 
 
 def check_paths(checkpoint: Checkpoint) -> str:
-    """No link leads out of the folder, and no shard's name does: transformers follows both. All else is a regular file."""
+    """No link or shard name leads out of the folder (transformers follows both). All else is a regular file."""
     for path in checkpoint.entries:
         if checkpoint.leads_out(path):
             raise Failed(f"{path.relative_to(checkpoint.folder)} is a link that leads out of the folder")
@@ -68,7 +68,7 @@ def check_paths(checkpoint: Checkpoint) -> str:
 
 
 def check_pickles(checkpoint: Checkpoint) -> str:
-    """No file that runs code when it is read: by name, and by first bytes."""
+    """No file runs code when read, judging by names and first bytes."""
     found = [path for path in checkpoint.files if path.suffix in PICKLES or _is_pickle(path)]
     if found:
         names = ", ".join(path.relative_to(checkpoint.folder).as_posix() for path in found)
@@ -85,7 +85,7 @@ def _is_pickle(path) -> bool:
 
 
 def check_config(checkpoint: Checkpoint) -> str:
-    """The settings can be read, and none widens what may run."""
+    """The settings can be read, and none allows other code to run."""
     _no_widening(checkpoint)
     if checkpoint.form == "adapter":
         return f"an adapter for {checkpoint.read_json('adapter_config.json').get('base_model_name_or_path')!r}"
@@ -134,7 +134,7 @@ def _check_auto_map(checkpoint, name, value) -> None:
 
 
 def _check_encoder_keys(checkpoint) -> None:
-    """What transformers, vLLM, llama.cpp (is_causal) and TEI (the others) read."""
+    """The keys that transformers, vLLM, llama.cpp (is_causal) and TEI (the others) read."""
     expected = {"is_causal": False, "use_bidirectional_attention": True}
     for key, value in expected.items():
         if checkpoint.settings.get(key) is not value:

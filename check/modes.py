@@ -1,4 +1,4 @@
-"""Who reaches whom: each mode, on each backend, at batch 1 and padded, by changing one token and looking who notices."""
+"""Which tokens reach which, in each mode and backend, at batch 1 and padded: changes one token, compares hidden states."""
 
 import contextlib
 
@@ -11,10 +11,10 @@ from .checkpoint import MODES, Checkpoint
 from .outcome import Failed, Skipped
 
 BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
-SPANS = torch.tensor([[0, 0, 1, 1, 2, 2, 0, 0]])  # two spans that touch, context on both sides
+SPANS = torch.tensor([[0, 0, 1, 1, 2, 2, 0, 0]])  # two adjacent spans, context on both sides
 LENGTH = SPANS.shape[1]
 PADDING = {"left": (3, 0), "right": (0, 3)}
-# largest change, relative to a vector's length, by sums in another order; on six layers 1e-6 and 2e-2 were measured
+# largest change by summation order, relative to a vector's length; on six layers 1e-6 and 2e-2 were measured
 SLACK = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
@@ -31,8 +31,8 @@ def check_modes(checkpoint: Checkpoint, backend: str) -> str:
 
 
 def check_padding(checkpoint: Checkpoint, backend: str) -> str:
-    """A text's vectors are the same whatever stands under the padding, and the same as alone. The latter is measured in
-    float32 only: 30 layers can make anything of bfloat16's rounding."""
+    """A text's vectors do not depend on the padding tokens, and equal those of the text alone. The latter is tested in
+    float32 only: over 30 layers, bfloat16 rounding can grow without limit."""
     largest = 0.0
     with attending_by(checkpoint, backend):
         row = perturbed(checkpoint)[:1]
@@ -52,7 +52,7 @@ def check_padding(checkpoint: Checkpoint, backend: str) -> str:
 
 @contextlib.contextmanager
 def attending_by(checkpoint: Checkpoint, backend: str):
-    """The model with this backend while the block runs; `Skipped` where it is not to be had."""
+    """The model uses this backend while the block runs; raises `Skipped` if it is unavailable."""
     checkpoint.require_loadable()
     if reason := why_not(backend, checkpoint):
         raise Skipped(reason)
@@ -86,7 +86,7 @@ def modes_on(checkpoint: Checkpoint, backend: str) -> list[str]:
 
 
 def perturbed(checkpoint: Checkpoint) -> torch.Tensor:
-    """A text of ordinary tokens, and below it, in row j + 1, the same with another token at j; (LENGTH + 1, LENGTH)."""
+    """A text of random tokens in row 0, and the same with another token at j in row j + 1; (LENGTH + 1, LENGTH)."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randperm(checkpoint.config.vocab_size, generator=generator)[: LENGTH + 1]
     rows = ids[:LENGTH].repeat(LENGTH + 1, 1)
@@ -95,7 +95,7 @@ def perturbed(checkpoint: Checkpoint) -> torch.Tensor:
 
 
 def reached_alone(checkpoint: Checkpoint, mode: str, rows: torch.Tensor) -> torch.Tensor:
-    """Whether the token at i (rows of the result) notices a change at j (columns); one forward a row."""
+    """Whether the token at i (rows of the result) notices a change at j (columns); one forward per row."""
     return noticed(torch.cat([checkpoint.states(mode, row[None], spans=SPANS) for row in rows]))
 
 
@@ -104,7 +104,7 @@ def reached_padded(checkpoint: Checkpoint, mode: str, rows: torch.Tensor, side: 
 
 
 def padded_states(checkpoint: Checkpoint, mode: str, rows: torch.Tensor, side: str, filler: int = 0) -> torch.Tensor:
-    """Of the real tokens, in one batch that a longer row makes padded; (rows, LENGTH, d)."""
+    """Hidden states of the real tokens, in a batch padded to a longer row; (rows, LENGTH, d)."""
     pad = torch.nn.functional.pad
     ids, mask = pad(rows, PADDING[side], value=filler), pad(torch.ones_like(rows), PADDING[side])
     spans = pad(SPANS.expand_as(rows), PADDING[side])
@@ -115,8 +115,8 @@ def padded_states(checkpoint: Checkpoint, mode: str, rows: torch.Tensor, side: s
 
 
 def noticed(states: torch.Tensor) -> torch.Tensor:
-    """`states` (1 + LENGTH, LENGTH, d): undisturbed, then with each token changed. A masked token's share is exactly 0."""
-    change = (states[1:] - states[:1]).abs().amax(-1)  # (changed j, place i)
+    """`states` (1 + LENGTH, LENGTH, d): unchanged, then with each token replaced. A masked token contributes exactly 0."""
+    change = (states[1:] - states[:1]).abs().amax(-1)  # (changed j, position i)
     return (change > 0).T
 
 
@@ -130,12 +130,12 @@ def compare(reached: torch.Tensor, mode: str, where: str) -> None:
 
 
 def allowed(mode: str) -> torch.Tensor:
-    """The one rule as a table, (LENGTH, LENGTH); through layers nobody reaches further than through one."""
+    """The one rule as a table, (LENGTH, LENGTH); through several layers no token reaches further than through one."""
     spans = {"bidirectional": torch.zeros_like(SPANS), "causal": torch.ones_like(SPANS), "hybrid": SPANS}[mode]
     places = torch.arange(LENGTH)
     return span_attention_rule(spans)(0, 0, places[:, None], places[None, :])
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest distance of two vectors, relative to their length."""
+    """The largest distance between two vectors, relative to their length."""
     return float(((one - other).norm(dim=-1) / other.norm(dim=-1)).max())

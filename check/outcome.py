@@ -1,4 +1,4 @@
-"""How a check ends: it returns what it found, or raises one of these two."""
+"""How a check ends: it returns its findings, or raises `Failed` or `Skipped`."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ class Failed(Exception):
 
 
 class Skipped(Exception):
-    """The check does not apply, or could not be made; the message says why."""
+    """The check does not apply, or could not run; the message says why."""
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Outcome:
     A line of the report.
 
     Args:
-        name (`str`): Of the check.
+        name (`str`): The check's name.
         status (`str`): `"ok"`, `"FAIL"` or `"skipped"`.
         detail (`str`): What was found, what is wrong, or why it was skipped.
     """

@@ -1,4 +1,4 @@
-"""The list of checks, and what goes through it."""
+"""The list of checks, and its runner."""
 
 import json
 import logging
@@ -44,12 +44,12 @@ SAFE_TO_LOAD = (
     "headers",
     "tensors",
     "values",
-)  # nothing is loaded after one of them failed
+)  # nothing is loaded if one of them fails
 
 
 def run_checks(checkpoint: Checkpoint) -> Iterator[Outcome]:
     """
-    Yields an outcome for each check, in the order of `CHECKS`, as it is known. A check never ends the others.
+    Yields the outcome of each check as it finishes, in the order of `CHECKS`. A check never stops the others.
 
     Example:
 
@@ -78,15 +78,14 @@ def _outcome(name, check, checkpoint) -> Outcome:
         return Outcome(name, "FAIL", str(reason))
     except (KeyboardInterrupt, SystemExit):
         raise
-    # a checkpoint may be broken in ways nobody thought of, and that is what is reported; a panic of tokenizers, which is
-    # written in Rust, is no Exception
+    # a checkpoint may be broken in unforeseen ways, which are reported too; a Rust panic in tokenizers is no Exception
     except BaseException as error:
         logger.debug("where it happened:", exc_info=True)
         return Outcome(name, "FAIL", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def as_json(checkpoint: Checkpoint, outcomes: list[Outcome]) -> str:
-    """The report for programs."""
+    """The report as JSON."""
     report = {
         "checkpoint": Path(checkpoint.folder).name,
         "passed": all(outcome.status != "FAIL" for outcome in outcomes),

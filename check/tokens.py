@@ -1,4 +1,4 @@
-"""The tokens that mean something: inside the vocabulary, distinct where they must be, and put where they belong."""
+"""The special tokens: inside the vocabulary, distinct where they must be, and added where they belong."""
 
 from safetensors import safe_open
 
@@ -12,7 +12,7 @@ ROWS = ("model.embed_tokens.weight", "embed_tokens.weight")
 
 
 def check_tokens(checkpoint: Checkpoint) -> str:
-    """Mask, END, bos, eos and pad are tokens of the vocabulary, the tokenizer's are the model's, and rows are enough."""
+    """Mask, END, bos, eos and pad are in the vocabulary and equal the tokenizer's, and the embedding has enough rows."""
     checkpoint.require_loadable()
     config, tokenizer, rows = checkpoint.config.to_dict(), checkpoint.tokenizer, embedding_rows(checkpoint)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -50,7 +50,7 @@ def _check_own_tokens(ids, tokenizer) -> None:
 
 
 def check_sentences(checkpoint: Checkpoint) -> str:
-    """As sentence-transformers asks for it, the tokenizer adds what opens a text, and [EOS], after truncation too."""
+    """With sentence-transformers' settings, the tokenizer adds the start token and [EOS], also after truncation."""
     checkpoint.require_loadable()
     if not checkpoint.has(SENTENCES):
         raise Skipped("no files for sentence-transformers")
@@ -85,7 +85,7 @@ def check_sentences(checkpoint: Checkpoint) -> str:
 
 
 def opening(checkpoint: Checkpoint) -> list[int]:
-    """What opens a text, as a list of one token or none; a stock form leaves it to its tokenizer."""
+    """The start token, as a list of one token or none; a stock form leaves it to its tokenizer."""
     if checkpoint.is_magnet:
         return start_ids(checkpoint.config, checkpoint.tokenizer)
     tokenizer = checkpoint.tokenizer

@@ -1,4 +1,4 @@
-"""The tensors: readable, of the right names, shapes and precision, and finite."""
+"""The tensors: readable, finite, with the right names, shapes and dtypes."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,12 @@ from .outcome import Failed, Skipped
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-AT_ONCE = 2**24  # numbers that are looked at in one piece
+AT_ONCE = 2**24  # numbers checked in one piece
 NAMED = 3  # tensors that a message names
 
 
 def check_headers(checkpoint: Checkpoint) -> str:
-    """Each file's header describes the file: no gap, no overlap, nothing cut off, dtypes and shapes that fit."""
+    """Each header matches its file: no gap, no overlap, nothing truncated, dtypes and shapes that fit."""
     count = 0
     for path in checkpoint.weights:
         try:
@@ -30,7 +30,7 @@ def check_headers(checkpoint: Checkpoint) -> str:
 
 
 def check_tensors(checkpoint: Checkpoint) -> str:
-    """The tensors are those that the configuration asks for. transformers makes up missing ones at random."""
+    """The tensors match the configuration. transformers initializes missing ones at random."""
     stored = {}
     for path in checkpoint.weights:
         with safe_open(path, framework="pt") as file:
@@ -59,7 +59,7 @@ def _check_index(checkpoint, stored) -> None:
 
 
 def _check_layers(checkpoint, stored) -> None:
-    """Before a model of `num_hidden_layers` is made, which may be any number."""
+    """Runs before a model of `num_hidden_layers` is built, which may be any number."""
     found = len({match[1] for match in map(LAYER.search, stored) if match})
     if found != checkpoint.config.num_hidden_layers:
         raise Failed(
@@ -85,7 +85,7 @@ def _some(names) -> str:
 
 
 def check_values(checkpoint: Checkpoint) -> str:
-    """No NaN, no infinity. One tensor at a time is in memory."""
+    """No NaN, no infinity. Only one tensor is in memory at a time."""
     size = sum(path.stat().st_size for path in checkpoint.weights)
     with tqdm(total=size, desc="values", unit="B", unit_scale=True, leave=False, disable=size < 2**30) as bar:
         for path in checkpoint.weights:
@@ -105,7 +105,7 @@ def _check_finite(path: Path, bar) -> None:
 
 
 def check_dtypes(checkpoint: Checkpoint) -> str:
-    """The base is stored in one precision, which the configuration's holds; an adapter may be in float32."""
+    """The base is stored in one dtype, which fits into the configuration's; an adapter may be in float32."""
     found = {}
     for path in checkpoint.weights:
         with safe_open(path, framework="pt") as file:

@@ -1,1 +1,1 @@
-"""The `magnet` command, one small file a subcommand."""
+"""The `magnet` command, one small file per subcommand."""

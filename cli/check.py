@@ -1,12 +1,12 @@
-"""magnet check: a doctor for checkpoints, one line a check; exit code 1 if one fails.
+"""magnet check: examines a checkpoint, one line per check; exit code 1 if any fails.
 
     magnet check runs/smol
     magnet check runs/smol --device cuda --dtype bfloat16
     magnet check runs/smol --json > report.json
 
-Looks at files, links, shard names, code, weights and tokens, then runs the model: every attention mode on every backend
-there is, the adapter's gate, threads, gaps, sentences. A checkpoint's own code is not run: the installed package's is, unless
-you say --trust_remote_code. Takes the memory of the weights, and a little more.
+Checks files, links, shard names, code, weights and tokens, then runs the model: every attention mode on every available
+backend, the adapter's gate, threads, gaps, sentences. The installed package's code is run, not the checkpoint's, unless you
+pass --trust_remote_code. Needs slightly more memory than the weights.
 """
 
 import sys
@@ -46,8 +46,8 @@ def main(args: list[str]) -> None:
 
     from .model import torch_device
 
-    torch_device(options.device)  # refuses one that is not there
-    logging.set_verbosity_error()  # what transformers would warn of is checked here
+    torch_device(options.device)  # refuses an unavailable one
+    logging.set_verbosity_error()  # the checks cover transformers' warnings
     logging.disable_progress_bar()
     checkpoint = Checkpoint(
         options.folder, options.device, options.dtype, options.trust_remote_code, options.attn_implementation

@@ -1,10 +1,10 @@
-"""magnet encode: texts to vectors, a row of the output for each line of the input.
+"""magnet encode: embeds texts, one output row per input line.
 
     magnet encode --input texts.txt --output vectors.npy
     magnet encode "A cat sleeps." "Rain fell." > vectors.jsonl
     zcat texts.txt.gz | magnet encode --output vectors.npy --batch_size 128
 
-The input is read as it goes, so it may be larger than memory. In Python: model.encode().
+The input is streamed, so it may be larger than memory. In Python: model.encode().
 """
 
 import json
@@ -46,9 +46,7 @@ def main(args: list[str]) -> None:
         raise ValueError(f"output={options.output!r}: must end in .npy or .jsonl, or be - for standard output.")
     chunks = in_batches(without_empty(read_texts(options), options.on_empty), options.batch_size, READ_AT_ONCE)
     if as_array:
-        with replacing(
-            options.output
-        ) as file:  # before the model is loaded: it may be that nothing can be written here
+        with replacing(options.output) as file:  # before the model is loaded: it may not be writable
             count = write_npy(file, *encoded(chunks, options))
     else:
         with lines_to(options.output) as write:
@@ -57,7 +55,7 @@ def main(args: list[str]) -> None:
 
 
 def without_empty(texts, on_empty: str):
-    """What `--on_empty` says; empty ones are counted."""
+    """Applies `--on_empty` and counts empty texts."""
     empty = 0
     for each in texts:
         if not each.text.strip():
@@ -71,7 +69,7 @@ def without_empty(texts, on_empty: str):
 
 
 def encoded(chunks, options) -> tuple[int, Iterator]:
-    """The width of the vectors, and (texts, vectors) chunk by chunk."""
+    """The width of the vectors, and an iterator of (texts, vectors) chunks."""
     model, tokenizer = load_magnet(options)
     from tqdm.auto import tqdm
 
@@ -95,12 +93,12 @@ def encode(model, tokenizer, chunk, options):
 def check_text(each) -> None:
     from modeling_magnet.encoding_magnet import check_text as check
 
-    check(each.origin, each.text)  # a command line may hold bytes that are no text
+    check(each.origin, each.text)  # arguments may hold bytes that are not text
 
 
 def write_npy(file, width: int, chunks) -> int:
     """
-    A .npy whose number of rows is known only at its end: numpy leaves room in the header for it to grow.
+    Writes a .npy whose number of rows is only known at the end: numpy leaves room for it in the header.
 
     >>> import io
     >>> import numpy as np
@@ -132,7 +130,7 @@ def write_jsonl(write, width: int, chunks) -> int:
     count = 0
     for texts, vectors in chunks:
         for each, vector in zip(texts, vectors):
-            numbers = [float(str(number)) for number in vector]  # the shortest decimal that is the same float32
+            numbers = [float(str(number)) for number in vector]  # shortest decimal of the same float32
             write(json.dumps({"text": each.text, "embedding": numbers}, ensure_ascii=False))
             count += 1
     return count

@@ -1,17 +1,17 @@
-"""How a command ends that cannot go on: one line on stderr, a traceback only with --debug, and no secret in either."""
+"""How a command exits after an error: one line on stderr, a traceback only with --debug, no secrets in either."""
 
 import os
 import re
 import sys
 
-USER_ERRORS = (ValueError, OSError, FloatingPointError)  # what our functions raise where settings or data are wrong
+USER_ERRORS = (ValueError, OSError, FloatingPointError)  # raised by our functions for invalid settings or data
 TOKEN_FLAGS = ("--token", "--hub_token")
-OF_TRANSFORMERS = ("underflow_overflow", "tpu_metrics_debug")  # values of the --debug that TrainingArguments has
+OF_TRANSFORMERS = ("underflow_overflow", "tpu_metrics_debug")  # values of TrainingArguments' own --debug
 
 
 def take_debug(args: list[str]) -> tuple[list[str], bool]:
     """
-    The arguments without our `--debug`, and whether it was there. What stands behind `--` is text.
+    The arguments without our `--debug`, and whether it was there. Arguments after `--` are text.
 
     >>> take_debug(["infill", "--debug", "a <|gap|> b"])
     (['infill', 'a <|gap|> b'], True)
@@ -22,10 +22,10 @@ def take_debug(args: list[str]) -> tuple[list[str], bool]:
 
 
 def ended_by(error: BaseException, command: str, args: list[str], debug: bool) -> None:
-    """Leaves the process after an error, Ctrl-C, or a reader of our output that has gone."""
-    if isinstance(error, BrokenPipeError):  # of stdout: those of a network come as errors of its library
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-        sys.exit(141)  # as shells report a process that SIGPIPE has ended
+    """Exits the process after an error, Ctrl-C, or a closed output pipe."""
+    if isinstance(error, BrokenPipeError):  # of stdout: network libraries raise their own errors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
+        sys.exit(141)  # as shells report a process ended by SIGPIPE
     if debug:
         import traceback
 
@@ -51,7 +51,7 @@ def told(error: BaseException) -> str:
 
 def redacted(text: str, args: list[str] = ()) -> str:
     """
-    The text without access tokens: those of the environment, those given as flags, and all that look like one.
+    The text without access tokens: those in the environment, those passed as flags, and anything that looks like one.
 
     >>> redacted("401 for hf_abcdefghijklmnopqrstuvwxyz and s3cret", ["push", "--token", "s3cret"])
     '401 for *** and ***'

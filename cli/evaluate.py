@@ -3,7 +3,7 @@
     magnet evaluate --stories examples/assets/everyday-stories --output results.json
     magnet evaluate --model_name_or_path runs/smol --sts sts.tsv --update_card
 
-Prints a table and writes each figure with its 95 % bootstrap interval. A plain base is measured as it is, from left to right.
+Prints a table and writes each figure with its 95 % bootstrap interval. A plain base is evaluated as it is, from left to right.
 """
 
 import json
@@ -80,7 +80,7 @@ def check_card(path: str) -> None:
 
 
 def read_data(options) -> list[tuple]:
-    """What to measure: ("stories" or "pairs", the flag that named it, name of the data, rows)."""
+    """The data to measure: tuples of ("stories" or "pairs", flag, name of the data, rows)."""
     from magnet_eval.embedding import read_graded_pairs
     from magnet_eval.stories import read_cloze, read_stories
 
@@ -125,7 +125,7 @@ def is_story(row) -> bool:
 
 
 def load_measured(options):
-    """The model, its tokenizer, and whether it has learnt to read both sides."""
+    """The model, its tokenizer, and whether it is adapted (not a plain base)."""
     model, tokenizer = load_causal(options)
     kind = model.config.model_type
     if kind.startswith("magnet_"):
@@ -164,7 +164,7 @@ def measure(model, tokenizer, adapted: bool, data, options) -> list:
 
 
 def told(options, flag: str, name: str) -> str:
-    """The command that measures this again, with names in place of this machine's paths."""
+    """The command that reproduces this measurement, with names instead of local paths."""
     command = f"magnet evaluate --model_name_or_path {Path(options.model_name_or_path).name} --dtype {options.dtype}"
     command += f" {flag} {name}" + (" --one_gap" if options.one_gap else "")
     return command + (f" --limit {options.limit}" if options.limit else "")
@@ -172,7 +172,7 @@ def told(options, flag: str, name: str) -> str:
 
 def table(results) -> str:
     """
-    The figures, one a line.
+    The figures, one per line.
 
     >>> from magnet_hub.results import Measured
     >>> print(table([Measured("sentence-similarity", "sts", "spearman", 68.7, None, "Spearman x 100", [60.0, 75.5])]))

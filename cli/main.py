@@ -1,4 +1,4 @@
-"""magnet <command> [options]: each command is a small file that is imported only when it is named."""
+"""magnet <command> [options]: each command is a small file, imported only when called."""
 
 import importlib
 import io
@@ -37,7 +37,7 @@ def main(args: list[str] | None = None) -> None:
         `SystemExit` with 1 after an error (one line on stderr), 2 after a wrong option, 130 after Ctrl-C.
     """
     args, debug = take_debug(sys.argv[1:] if args is None else args)
-    for stream in (sys.stdout, sys.stderr):  # whatever the locale
+    for stream in (sys.stdout, sys.stderr):  # regardless of locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")
     if not args or args[0] in ("-h", "--help"):
@@ -48,10 +48,10 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"magnet: error: no command {args[0]!r}. Known: {', '.join(COMMANDS)}.")
     try:
         importlib.import_module(f"magnet_cli.{args[0]}").main(args[1:])
-        sys.stdout.flush()  # a reader that has gone, as `| head`, is noticed here at the latest
+        sys.stdout.flush()  # a closed pipe, as with `| head`, is detected here at the latest
     except SystemExit:
         raise
-    except BaseException as error:  # Ctrl-C too, and a panic of tokenizers, which is written in Rust
+    except BaseException as error:  # also Ctrl-C and Rust panics in tokenizers
         ended_by(error, f"magnet {args[0]}", args, debug)
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint a command works with: its flags, and loading it."""
+"""The checkpoint a command uses: its flags, and loading it."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def chosen_model(given: str | None) -> str:
     The flag, else MAGNET_MODEL, else the shipped checkpoint of a clone.
 
     Raises:
-        `ValueError` where there is none, or a path that leads nowhere.
+        `ValueError` if there is none, or the path does not exist.
     """
     path = given or os.environ.get("MAGNET_MODEL")
     if not path:
@@ -42,7 +42,7 @@ def chosen_model(given: str | None) -> str:
 
 
 def load_magnet(options):
-    """A MAGNET model of any family in eval mode, and its tokenizer. No code of the checkpoint is run: ours is installed."""
+    """A MAGNET model of any family in eval mode, and its tokenizer. The installed code is run, never the checkpoint's."""
     model, tokenizer = load_causal(options)
     kind = model.config.model_type
     if not kind.startswith("magnet_"):

@@ -1,4 +1,4 @@
-"""Where a command's results go: standard output, or a file that is never seen half-written."""
+"""Where a command's results go: standard output, or a file that is never half-written."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(output: str) -> Iterator:
-    """A binary file beside `output` that takes its place when the block ends well, and is deleted when it does not."""
+    """Yields a temporary binary file that replaces `output` if the block succeeds and is deleted if it fails."""
     path = Path(output).resolve()
     if path.exists() and not path.is_file():
         raise ValueError(f"output={output!r}: is no regular file. Name a file, or - for standard output.")
@@ -27,8 +27,8 @@ def replacing(output: str) -> Iterator:
 
 @contextlib.contextmanager
 def deleted_at_signals(unfinished: Path) -> Iterator:
-    """SIGTERM would end the process at once and leave what is unfinished on the disk. Ctrl-C and SIGTERM leave from within
-    the handler: an exception raised there is lost when it falls into the import of a C extension."""
+    """Deletes the unfinished file on SIGTERM, which would otherwise leave it on disk, and on Ctrl-C. The handler itself
+    exits the process: an exception raised there is lost during the import of a C extension."""
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield
         return
@@ -47,7 +47,7 @@ def deleted_at_signals(unfinished: Path) -> Iterator:
 
 @contextlib.contextmanager
 def lines_to(output: str | None) -> Iterator:
-    """A function that writes a line of text to `output`; None or "-" is standard output."""
+    """Yields a function that writes a line to `output`; None or "-" is standard output."""
     if output in (None, "-"):
         yield lambda line: print(line, file=sys.stdout, flush=True)
     else:

@@ -1,4 +1,4 @@
-"""magnet paraphrase: sentence pairs for training, made of plain text by any sequence-to-sequence model.
+"""magnet paraphrase: makes sentence pairs for training from plain text with any sequence-to-sequence model.
 
     magnet paraphrase --model_name_or_path prithivida/parrot_paraphraser_on_T5 --prefix "paraphrase: " \\
         --input texts.txt --output pairs.jsonl

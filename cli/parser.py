@@ -1,4 +1,4 @@
-"""The argparse of every command: help is the module's docstring, no abbreviated flags, no secret in a message."""
+"""The argparse of every command: the module's docstring as help, no abbreviated flags, no secrets in messages."""
 
 import argparse
 import sys

@@ -1,11 +1,11 @@
-"""magnet push: a checkpoint to the Hugging Face Hub.
+"""magnet push: uploads a checkpoint to the Hugging Face Hub.
 
     magnet push --model_name_or_path runs/demo --repo_id name/model --private
     magnet push --model_name_or_path runs/demo --form encoder --repo_id name/model-encoder
 
-The token is that of `hf auth login` or of HF_TOKEN; it may not stand on the command line. The repository is created if there
-is none, and the model card gets its name. Standard output is the commit's page, whose last part is the hash to pin as
-revision. In Python: magnet_hub.push.push_checkpoint().
+The token comes from `hf auth login` or HF_TOKEN; it cannot be passed on the command line. The repository is created if
+missing, and the model card gets its name. Prints the commit's URL, which ends with the hash to pin as revision. In Python:
+magnet_hub.push.push_checkpoint().
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""The flags of how tokens are chosen, with the names and meaning `generate()` has for them."""
+"""The sampling and search flags, with their names and meaning in `generate()`."""
 
 SAMPLED = ("temperature", "top_p", "top_k")
 SEARCHED = ("num_beams", "repetition_penalty", "no_repeat_ngram_size")
@@ -23,8 +23,8 @@ def sampling(options) -> dict:
     The flags that were given, as arguments of `generate()`.
 
     Raises:
-        `ValueError` for a sampling flag without `--do_sample`, and for values out of range, which generate() passes over
-        or stumbles on.
+        `ValueError` for a sampling flag without `--do_sample`, and for values out of range, which generate() ignores or
+        fails on.
     """
     given = {name: getattr(options, name) for name in (*SAMPLED, *SEARCHED) if getattr(options, name) is not None}
     for name in SAMPLED:

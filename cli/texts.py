@@ -1,4 +1,4 @@
-"""The texts a command reads: its arguments, a file, or standard input; one by one, each with the place it stands at."""
+"""The texts a command reads from its arguments, a file or standard input, one by one, each with its origin."""
 
 import itertools
 import sys
@@ -23,10 +23,10 @@ def add_text_flags(parser, what: str) -> None:
 
 def read_texts(options) -> Iterator[Text]:
     """
-    The texts, read as they are asked for. A line ends at a line feed (or CR LF), which is not part of it.
+    The texts, read lazily. A line ends at a line feed (or CR LF), which is not part of it.
 
     Raises:
-        `ValueError` for no input, two, or one that is not there; while reading, with file and line, for what is no text.
+        `ValueError` for no input, two, or a missing one; while reading, with file and line, for anything that is not text.
     """
     if options.texts and options.input:
         raise ValueError(f"input={options.input!r}: texts are given as arguments too. Leave one out.")
@@ -65,7 +65,7 @@ def file_texts(source: str, column: str) -> Iterator[Text]:
 
 
 def in_batches(texts: Iterator[Text], batch_size: int, at_once: int = 1) -> Iterator[list[Text]]:
-    """Lists of `at_once` batches of texts, the last of fewer."""
+    """Yields lists of `at_once` batches of texts; the last may be shorter."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1.")
     texts = iter(texts)

@@ -16,7 +16,7 @@ def main(args: list[str]) -> None:
 
 
 def help_all() -> str:
-    """Importing TrainingArguments takes seconds, which is why `--help` leaves them out."""
+    """Importing TrainingArguments takes seconds, so `--help` leaves them out."""
     from transformers import TrainingArguments
 
     from magnet_train.help import help_of, train_help

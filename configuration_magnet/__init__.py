@@ -1,4 +1,4 @@
-"""What you configure: `MagnetLlamaConfig`, and the training recipes (`recipes/*.yaml`)."""
+"""Configuration: `MagnetLlamaConfig` and the training recipes (`recipes/*.yaml`)."""
 
 from modeling_magnet.configuration_magnet import ATTENTION_MODES, MagnetLlamaConfig
 

@@ -1,4 +1,4 @@
-"""What `magnet evaluate` measures of a checkpoint: each figure with its 95 % interval, in the form model cards have."""
+"""What `magnet evaluate` measures: each figure with its 95 % interval, in model-card format."""
 
 import logging
 import warnings
@@ -13,7 +13,7 @@ from .infilling import GapExample, infill_perplexity, sentence_gaps, whole
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS = {  # in the words of the shipped checkpoint's card
+LAYOUTS = {  # as worded in the shipped checkpoint's card
     "exact": "perplexity of the missing sentence, given length",
     "free": "perplexity of the missing sentence and its end",
     "causal": "the same from the left alone, causal mode",
@@ -27,14 +27,14 @@ def measure_infilling(
     Infilling perplexity of one missing sentence (Table 4), and perplexity of whole stories in causal mode.
 
     Args:
-        model (`Magnet*ForCausalLM`): In eval mode. One that has learnt no hybrid attention (a base made into one) is to
-            be measured with [`measure_causal`] alone.
-        stories (`list[list[str]]`): The sentences of each.
-        dataset, command (`str`): Name of the data, and what measures it again.
+        model (`Magnet*ForCausalLM`): In eval mode. For one not trained with hybrid attention (a converted base), use
+            [`measure_causal`].
+        stories (`list[list[str]]`): Sentences of each story.
+        dataset, command (`str`): Dataset name, and the command that measures it.
         every (`bool`, *optional*, defaults to `True`): Each sentence in turn; else sentence `n % 5` of story n.
 
     Raises:
-        `ValueError` where no story fits into `max_position_embeddings`.
+        `ValueError` if no story fits into `max_position_embeddings`.
     """
     layouts = ["exact", "free"] if model.config.infill_end_token_id is not None else ["exact"]
     return _infilling(model, tokenizer, stories, dataset, command, every, batch_size, [*layouts, "causal"])
@@ -43,7 +43,7 @@ def measure_infilling(
 def measure_causal(
     model, tokenizer, stories: list[list[str]], dataset: str, command: str, every: bool = True, batch_size: int = 32
 ) -> list[Measured]:
-    """Like [`measure_infilling`], of a model that reads from the left only."""
+    """Like [`measure_infilling`], for a model that only reads left to right."""
     return _infilling(model, tokenizer, stories, dataset, command, every, batch_size, ["causal"])
 
 
@@ -67,7 +67,7 @@ def _perplexity(task, name, measured, dataset, command) -> Measured:
 
 
 def _fitting(gaps: list[GapExample], config, layouts) -> list[GapExample]:
-    """Those that every layout can be measured on; the others are counted."""
+    """Gaps that fit in every layout; warns about the others."""
     offsets = config.infill_free_offsets if "free" in layouts else []
     longest = max(offsets, default=config.max_position_embeddings)
     fitting = []
@@ -96,7 +96,7 @@ def measure_similarity(encode: Callable, pairs: list[tuple[float, str, str]], da
         pairs: Score and two sentences each.
 
     Raises:
-        `ValueError` where all grades are the same, with which nothing correlates.
+        `ValueError` if all grades are equal, as the correlation is then undefined.
     """
     grades = np.array([pair[0] for pair in pairs])
     if grades.min() == grades.max():
@@ -105,7 +105,7 @@ def measure_similarity(encode: Callable, pairs: list[tuple[float, str, str]], da
     cosines = (left * right).sum(1)
 
     def spearman(rows):
-        with warnings.catch_warnings():  # a draw of a few pairs may hold one grade only: it has no correlation
+        with warnings.catch_warnings():  # a draw of few pairs may have one grade only, and no correlation
             warnings.simplefilter("ignore", ConstantInputWarning)
             return 100 * spearmanr(cosines[rows], grades[rows]).statistic
 
@@ -132,10 +132,10 @@ def _measured(task, metric, name, statistic, count, dataset, command) -> Measure
 
 def bootstrap(statistic: Callable, count: int, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """
-    95 % interval of a statistic over `count` rows: the rows are drawn anew, with repetition, `samples` times.
+    95 % bootstrap interval of a statistic over `count` rows, resampled with replacement `samples` times.
 
     Args:
-        statistic (`Callable[[np.ndarray], float]`): Of row numbers; draws for which it is NaN do not count.
+        statistic (`Callable[[np.ndarray], float]`): Function of row numbers; draws that give NaN are ignored.
 
     Example:
 

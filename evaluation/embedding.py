@@ -1,4 +1,4 @@
-"""Sentence embeddings (section 4.2): correlation with graded pairs, and finding a sentence by its paraphrase."""
+"""Sentence embeddings (section 4.2): correlation with graded pairs, and retrieval of sentences by paraphrase."""
 
 from pathlib import Path
 
@@ -36,8 +36,8 @@ def retrieval_top1(encode, sentences: list[str], paraphrases: list[str]) -> floa
 @torch.no_grad()
 def encode_causal(model, texts: list[str], tokenizer, pooling: str = "last_token", batch_size: int = 64) -> np.ndarray:
     """
-    What the base model offers as an embedding: the last hidden state, causal attention (Table 2's Llama-2 row), of the
-    same `[BOS] instruction text [EOS]` that MAGNET reads.
+    Embeds with the base model: last hidden state, causal attention (Table 2's Llama-2 row), of the same
+    `[BOS] instruction text [EOS]` that MAGNET reads.
 
     Args:
         pooling (`str`, *optional*, defaults to `"last_token"`): `"last_token"` or `"mean"` over all tokens.

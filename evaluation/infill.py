@@ -1,13 +1,13 @@
-"""Table 4: perplexity of what is missing, beside systems that read from the left alone and beside what costs nothing.
+"""Table 4: perplexity of the missing tokens, compared with left-to-right systems and trivial rivals.
 
     python -m magnet_eval.infill --model runs/magnet --baseline runs/base runs/clm_control \\
         --stories examples/assets/everyday-stories/validation.jsonl --cloze cloze2016_val.tsv \\
         --wikitext wiki.valid.raw --documents wiki.txt.gz --skip 20700 --output infill.json
 
-Stories miss each sentence in turn. Documents are cut into passages of whole sentences and miss up to three spans of 8 to 32
-tokens (section 4.3). Every system is asked for the same tokens; intervals are over stories and documents. `free + END` pays
-for ending the gap with the same tokens. *Another's right side* and *no right side* are read in the layout of given lengths:
-what is lost there is what the content of the right side, and its presence, are worth.
+Each sentence of a story is left out in turn. Documents are cut into passages of whole sentences, each with up to three
+missing spans of 8 to 32 tokens (section 4.3). Every system predicts the same tokens; intervals are over stories and
+documents. `free + END` adds the cost of ending the gap to the same tokens. *Another's right side* and *no right side*
+use the layout of given lengths: their extra cost is what the right side's content, and its presence, are worth.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SPANS, SHORTEST, LONGEST = 3, 8, 32
 
 
 def read_wikitext(path: str | Path) -> list[str]:
-    """The articles of a raw Wikitext file as running text: its tokens put together again, headings left out."""
+    """The articles of a raw Wikitext file as running text: detokenized, without headings."""
     articles = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         if re.fullmatch(r" = [^=].* = ", line):
@@ -61,7 +61,7 @@ def detokenized(line: str) -> str:
     line = re.sub(r" @([-,.])@ ", r"\1", line.strip())
     line = re.sub(
         r' " ([^"]*?) " ?', r' "\1" ', f" {line} "
-    ).strip()  # a pair of quotation marks holds what is between
+    ).strip()  # quotation marks attach to the text between them
     line = re.sub(r" ([,.;:!?%)\]}])", r"\1", line)
     line = re.sub(r"([(\[{$£€]) ", r"\1", line)
     line = re.sub(r" (n't|'(?:s|re|ve|ll|m|d))\b", r"\1", line)
@@ -69,14 +69,14 @@ def detokenized(line: str) -> str:
 
 
 def read_documents(path: str | Path, skip: int = 0) -> list[str]:
-    """One document a line, `.txt` or `.txt.gz`, without the first `skip`, which may have been trained on."""
+    """One document per line, `.txt` or `.txt.gz`, without the first `skip`, which may be training data."""
     opened = gzip.open(path, "rt", encoding="utf-8") if str(path).endswith(".gz") else open(path, encoding="utf-8")
     with opened as lines:
         return [line.strip() for number, line in enumerate(lines) if number >= skip and line.strip()]
 
 
 def passages(document: str, words: int = PASSAGE_WORDS) -> list[str]:
-    """Consecutive passages of whole sentences; what is half as long or twice as long, as a list, is left out."""
+    """Consecutive passages of whole sentences; those under half or over twice `words`, such as lists, are dropped."""
     found, current = [], ""
     for sentence in split_sentences(document):
         current += sentence
@@ -88,13 +88,13 @@ def passages(document: str, words: int = PASSAGE_WORDS) -> list[str]:
 
 def document_gaps(documents: list[str], config, tokenizer, per_document: int = 2, seed: int = 0) -> list[GapExample]:
     """
-    Passages with up to three spans of 8 to 32 tokens, between which at least one token stands.
+    Passages with up to three spans of 8 to 32 tokens, separated by at least one token.
 
     Args:
         documents (`list[str]`): Each is a unit of resampling.
         config, tokenizer: As in [`sentence_gaps`].
-        per_document (`int`, *optional*, defaults to 2): Passages of each, spread over it.
-        seed (`int`, *optional*, defaults to 0): Of the spans.
+        per_document (`int`, *optional*, defaults to 2): Passages per document, spread over it.
+        seed (`int`, *optional*, defaults to 0): For the spans.
     """
     rng, opening, examples = np.random.default_rng(seed), start_ids(config, tokenizer), []
     for number, document in enumerate(documents):
@@ -102,7 +102,7 @@ def document_gaps(documents: list[str], config, tokenizer, per_document: int = 2
         for place in np.unique(np.linspace(0, len(cut) - 1, per_document).astype(int)) if cut else ():
             ids = opening + text_ids(cut[place], tokenizer)
             spans, position = [], len(opening) + 1
-            for left in range(SPANS, 0, -1):  # each in its own part of what is left
+            for left in range(SPANS, 0, -1):  # each in its own part of the rest
                 length = int(rng.integers(SHORTEST, LONGEST + 1))
                 room = (len(ids) - position) // left - length - 1
                 if room < 1:
@@ -119,14 +119,14 @@ def document_gaps(documents: list[str], config, tokenizer, per_document: int = 2
 
 
 def layouts_of(model) -> list[str]:
-    """What a model can be asked: one that is not adapted reads from the left."""
+    """The layouts a model supports: an unadapted one only reads left to right."""
     if not is_adapted(model):
         return ["causal"]
     return ["causal", "exact"] + (["free"] if model.config.infill_end_token_id is not None else [])
 
 
 def measure(model, sets: dict[str, list[GapExample]], batch_size: int = 16) -> dict[str, dict[str, Perplexity]]:
-    """For each set the perplexity in each layout the model knows, and that of the trivial rivals."""
+    """For each set, the perplexity in each layout the model supports, and of the trivial rivals."""
     found = {}
     for name, examples in sets.items():
         row = {layout: infill_perplexity(model, examples, layout, batch_size) for layout in layouts_of(model)}
@@ -144,7 +144,7 @@ def measure(model, sets: dict[str, list[GapExample]], batch_size: int = 16) -> d
 
 
 def report(measured: dict[str, dict[str, dict[str, Perplexity]]], model: str) -> dict:
-    """Values with their intervals; of `model` also the ratios to every system's left-to-right, on the same gaps."""
+    """Values with intervals; for `model` also the ratios to every system's left-to-right value on the same gaps."""
     result = {}
     for name in measured[model]:
         rows, ratios = {}, {}

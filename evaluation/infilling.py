@@ -1,10 +1,10 @@
-"""Infilling perplexity (section 4.3, Table 4): one sentence of a story is missing, only its tokens count.
+"""Infilling perplexity (section 4.3, Table 4): one sentence of a story is missing, and only its tokens count.
 
-Three numbers, because the paper's setting tells the model how long the gap is:
+Three numbers, because the paper's setting reveals the length of the gap:
 
-* `causal`: from the left context alone, as the base model reads;
+* `causal`: from the left context only, like the base model;
 * `exact`: from both sides, given the length (the paper's);
-* `free`: from both sides, the length unknown; the cost of ending the gap is paid for by the same tokens.
+* `free`: from both sides, length unknown; the cost of ending the gap is added to the same tokens.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from modeling_magnet.scoring_magnet import token_logprobs
 
 @dataclass
 class GapExample:
-    """A text's ids and its missing spans, `(start, length)` from left to right; something stands before each of them."""
+    """A text's ids and its missing spans, `(start, length)` from left to right; each has a token before it."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
@@ -28,12 +28,12 @@ class GapExample:
 
     @property
     def start(self) -> int:
-        """Of the first span."""
+        """Start of the first span."""
         return self.spans[0][0]
 
     @property
     def length(self) -> int:
-        """Of the first span."""
+        """Length of the first span."""
         return self.spans[0][1]
 
 
@@ -54,8 +54,8 @@ class Perplexity:
         return _quantiles(np.exp(self._resampled()))
 
     def ratio_interval(self, other: "Perplexity") -> tuple[float, float]:
-        """95 % interval of this value over another's on the same gaps: both are resampled together, so that what makes
-        a story hard for both does not count."""
+        """95 % interval of the ratio of this value to another's on the same gaps: both are resampled together, so that
+        shared difficulty cancels out."""
         return _quantiles(np.exp(self._resampled() - other._resampled()))
 
     def _resampled(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -77,8 +77,8 @@ def sentence_gaps(stories: list[list[str]], config, tokenizer, every: bool = Tru
 
     Args:
         stories (`list[list[str]]`): The sentences of each story; they are joined by single spaces.
-        config ([`MagnetFields`]): Says what opens a text. Where nothing does, nothing predicts a story's first token, and
-            its first sentence is never missing.
+        config ([`MagnetFields`]): Sets the start token. Without one, nothing predicts a story's first token, and its
+            first sentence is never missing.
         tokenizer ([`PreTrainedTokenizerBase`]): A fast one.
         every (`bool`, *optional*, defaults to `True`): Each sentence in turn; else sentence `n % 5` of story n.
     """
@@ -107,7 +107,7 @@ def infill_perplexity(
 
     Args:
         model ([`MagnetLlamaForCausalLM`]): In eval mode.
-        examples (`list[GapExample]`): Texts with their gaps, each read with the others open.
+        examples (`list[GapExample]`): Texts with gaps, each scored with the others open.
         layout (`str`): `"causal"`, `"exact"` or `"free"`; the last needs `config.infill_end_token_id`.
         batch_size (`int`, *optional*, defaults to 32): Rows per forward.
     """
@@ -131,7 +131,7 @@ def _batch_nats(model, examples, layout) -> np.ndarray:
         for number, (start, length) in enumerate(example.spans, 1):
             end = start + length
             spans[row, start:end] = number
-            targets[row, start - 1 : end - 1] = ids[row, start:end]  # each token is predicted one to its left
+            targets[row, start - 1 : end - 1] = ids[row, start:end]  # predicted by the token to the left
             if layout == "free":
                 targets[row, end - 1] = model.config.infill_end_token_id
                 offset = next((o for o in model.config.infill_free_offsets if o >= length), None)
@@ -160,7 +160,7 @@ def causal_perplexity(model, texts: list[str], tokenizer, batch_size: int = 32) 
 
 
 def whole(ids: list[int], story: int) -> GapExample:
-    """A text all of which is to be predicted, but for its first token."""
+    """A text of which all but the first token is predicted."""
     return GapExample(ids, [(1, len(ids) - 1)], story)
 
 
@@ -168,7 +168,7 @@ def whole(ids: list[int], story: int) -> GapExample:
 
 
 def with_the_right_of_another(examples: list[GapExample]) -> list[GapExample]:
-    """Each gap in front of the right side of the next story's gap: what a model pays then, it had from the right's content."""
+    """Each gap with the right side of the next story's gap: the extra cost is what its own right side is worth."""
     found = []
     for number, example in enumerate(examples):
         others = (examples[(number + n) % len(examples)] for n in range(1, len(examples)))
@@ -183,7 +183,7 @@ def without_right(examples: list[GapExample]) -> list[GapExample]:
 
 
 def with_right(examples: list[GapExample]) -> list[GapExample]:
-    """Those with one gap and something behind it."""
+    """Examples with one gap and text after it."""
     return [example for example in examples if len(example.spans) == 1 and _right(example)]
 
 

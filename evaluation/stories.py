@@ -1,4 +1,4 @@
-"""The held-out measures of one checkpoint on five-sentence stories.
+"""Held-out measures of checkpoints on five-sentence stories.
 
 python -m magnet_eval.stories --model examples/assets/magnet-tiny --stories examples/assets/everyday-stories
 python -m magnet_eval.stories --model runs/roc --cloze cloze2016_val.tsv
@@ -38,12 +38,12 @@ def read_cloze(path: str | Path) -> list[list[str]]:
 
 
 def is_adapted(model) -> bool:
-    """Whether it was trained to look to the right. A merged checkpoint has its adapter in the weights."""
+    """Whether it was trained to attend to the right. A merged checkpoint has its adapter in the weights."""
     return model.config.adapter is not None or model.config.causal_adapter
 
 
 def infilling_row(model, tokenizer, stories: list[list[str]], every: bool = True) -> dict:
-    """Infilling perplexities with their 95 % intervals; those of hybrid mode only for an adapted model."""
+    """Infilling perplexities with their 95 % intervals; hybrid mode only for an adapted model."""
     examples = sentence_gaps(stories, model.config, tokenizer, every)
     layouts = ["causal"]
     if is_adapted(model):
@@ -54,7 +54,7 @@ def infilling_row(model, tokenizer, stories: list[list[str]], every: bool = True
         low, high = perplexity.interval()
         row[f"infill_{layout}"] = round(perplexity.value, 2)
         row[f"infill_{layout}_95"] = [round(low, 2), round(high, 2)]
-    if "exact" in measured:  # the same gaps, so the two go up and down together
+    if "exact" in measured:  # the same gaps, so the two are correlated
         low, high = measured["exact"].ratio_interval(measured["causal"])
         row["exact_over_causal"] = round(measured["exact"].value / measured["causal"].value, 3)
         row["exact_over_causal_95"] = [round(low, 3), round(high, 3)]

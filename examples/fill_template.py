@@ -1,9 +1,9 @@
-"""Fills a text file with `<|gap:name|>` markers, by the rules of a YAML or JSON file.
+"""Fills the `<|gap:name|>` markers of a text file by the rules in a YAML or JSON file.
 
     python examples/fill_template.py examples/template.txt examples/template.yaml
 
-The rules: `gaps` maps names to what a Gap takes (length, prefix, stop, candidates, ...); every other key is an argument of
-infill(), e.g. `order: parallel`, `do_sample: true`, `seed: 3`. The filled text goes to the standard output or to --output.
+`gaps` maps names to the arguments of Gap (length, prefix, stop, candidates, ...); every other key is an argument of
+infill(), e.g. `order: parallel`, `do_sample: true`, `seed: 3`. The filled text goes to standard output or to --output.
 """
 
 import argparse
@@ -19,7 +19,7 @@ MODEL = Path(__file__).parent / "assets" / "magnet-tiny"
 
 
 def read_rules(path: Path) -> tuple[dict[str, Gap], dict]:
-    """The gaps and the other arguments; YAML reads JSON too."""
+    """Returns the gaps and the other arguments. JSON is valid YAML."""
     rules = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(rules, dict) or not isinstance(rules.get("gaps", {}), dict):
         raise ValueError(f"{path}: must be a mapping, and `gaps` in it a mapping of names to rules.")
@@ -46,7 +46,7 @@ def main():
     args = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
-    with args.template.open(encoding="utf-8", newline="") as file:  # line ends stay as they are
+    with args.template.open(encoding="utf-8", newline="") as file:  # keep line endings
         template = file.read()
     try:
         output = fill(template, *read_rules(args.rules), model, tokenizer)

@@ -1,10 +1,11 @@
-"""Fine-tunes the sentence vectors of a MAGNET checkpoint on pairs, with sentence-transformers' own trainer and loss.
+"""Fine-tunes the sentence embeddings of a MAGNET checkpoint on pairs, with sentence-transformers' trainer and loss.
 
 python examples/finetune_sentences.py --output_dir runs/sentences                     # shipped model and stories
 python examples/finetune_sentences.py --model path/or/hub-id --pairs pairs.jsonl --output_dir runs/sentences
 
-Pairs are rows of JSON with "text" and "positive". Only the adapter trains, so what is written is a MAGNET checkpoint again:
-it generates as the base does, and fills gaps with the changed adapter. On two CPU cores the defaults take about a minute.
+Pairs are JSON lines with "text" and "positive". Only the adapter trains, so the result is a MAGNET checkpoint again:
+it generates as the base does, and fills gaps with the changed adapter. On two CPU cores the defaults take about a
+minute.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def read_pairs(path: Path | None) -> Dataset:
 
 
 def loss_of(sentences, args):
-    """With --mini_batch_size the batch, and so the number of negatives, may be larger than memory."""
+    """With --mini_batch_size the batch, and thus the number of negatives, can exceed memory."""
     if args.mini_batch_size is None:
         return MultipleNegativesRankingLoss(sentences)
     return CachedMultipleNegativesRankingLoss(sentences, mini_batch_size=args.mini_batch_size)
@@ -50,7 +51,7 @@ def loss_of(sentences, args):
 def fine_tune(sentences: SentenceTransformer, pairs: Dataset, args) -> list[float]:
     """Trains the adapter in place; returns the loss of each step."""
     for name, parameter in sentences.named_parameters():
-        parameter.requires_grad_("_lora." in name)  # a base that moved would no longer generate as it did
+        parameter.requires_grad_("_lora." in name)  # the base stays frozen, so generation does not change
     training = SentenceTransformerTrainingArguments(
         output_dir=str(args.output_dir),
         max_steps=args.max_steps,
@@ -58,7 +59,7 @@ def fine_tune(sentences: SentenceTransformer, pairs: Dataset, args) -> list[floa
         learning_rate=args.learning_rate,
         warmup_steps=max(1, args.max_steps // 10),
         batch_sampler=BatchSamplers.NO_DUPLICATES,  # a paraphrase seen twice in a batch would be a false negative
-        prompts=sentences.prompts["document"],  # train on what encode() will see
+        prompts=sentences.prompts["document"],  # the prompt that encode() uses
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -71,7 +72,7 @@ def fine_tune(sentences: SentenceTransformer, pairs: Dataset, args) -> list[floa
 
 
 def save(sentences: SentenceTransformer, args) -> None:
-    """`sentences.save_pretrained()` would keep the decoder alone; this keeps generator and infilling too."""
+    """Keeps generation and infilling; `sentences.save_pretrained()` would save only the decoder."""
     model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32)
     model.model.load_state_dict(sentences[0].model.state_dict())
     save_checkpoint(model, AutoTokenizer.from_pretrained(args.model, trust_remote_code=True), args.output_dir)
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     args = parser.parse_args()
 
-    in_float32 = {"dtype": torch.float32}  # a checkpoint's own bfloat16 would lose small updates
+    in_float32 = {"dtype": torch.float32}  # bfloat16 would lose small updates
     sentences = SentenceTransformer(args.model, trust_remote_code=True, model_kwargs=in_float32)
     graded = read_graded_pairs(STORIES / "sts.tsv")
     before = sts_spearman(sentences.encode, graded)

@@ -1,4 +1,4 @@
-"""Edits a story: named gaps with rules of their own, alternatives, given candidates, and a fill that appears as it is written.
+"""Edits a story: named gaps with their own rules, alternatives, given candidates, and a streamed fill.
 
 python examples/infill.py                     # the shipped model of 3 M parameters: simple words, loose sense
 python examples/infill.py --model path/or/hub-id

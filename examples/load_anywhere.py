@@ -1,8 +1,8 @@
-"""Loads a MAGNET checkpoint as a user who has never installed this project would, and prints what it does as JSON.
+"""Loads a MAGNET checkpoint as a user without this project would, and prints its outputs as JSON.
 
     python examples/load_anywhere.py examples/assets/magnet-tiny
 
-This project's packages are made impossible to import first, so only the files in the checkpoint can serve.
+It first blocks imports of this project's packages, so only the checkpoint's files are used.
 """
 
 import importlib
@@ -16,7 +16,7 @@ GAPPED = "Mina slid a tray of rolls into her oven. <|gap|> She wrapped the rolls
 
 
 class Barrier:
-    """An import hook in front of all others that refuses this project's packages."""
+    """An import hook, placed first, that refuses this project's packages."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in OURS:

@@ -1,17 +1,17 @@
-"""Names in text: who and what is named in a sentence, from MAGNET's bidirectional states.
+"""Named-entity recognition from MAGNET's bidirectional hidden states.
 
 python examples/ner.py                                              # fine-tunes on made-up sentences: CPU, offline
 python examples/ner.py --train_file train.txt --validation_file valid.txt --train head --learning_rate 5e-4 --max_steps 4000
 
-Files are CoNLL-2003's: a word a line with its label last, an empty line behind each sentence.
+Files are in CoNLL-2003 format: one word per line, its label last, and an empty line after each sentence.
 
-* `--train adapter` (default): transformers' Trainer fine-tunes `AutoModelForTokenClassification` and MAGNET's adapter with
-  it, one label a word, at its first token.
-* `--train head` is the paper's protocol (section 4.1, Appendix A): the model is frozen, a word is the mean of its tokens,
-  token i is read from the output at i - 1, and a linear classifier is trained on these vectors. A base model is read the
-  same way, with its causal attention.
+* `--train adapter` (default): transformers' Trainer fine-tunes the classifier of `AutoModelForTokenClassification` and
+  MAGNET's adapter, with one label per word, at its first token.
+* `--train head` is the paper's protocol (section 4.1, Appendix A): the model is frozen, a word is the mean of its
+  tokens, token i is read from the output at i - 1, and a linear classifier is trained on these vectors. A base model is
+  read the same way, with causal attention.
 
-Entity F1 is seqeval's where it is installed. Word F1 counts the words that belong to a name, one by one.
+Entity F1 needs seqeval. Word F1 counts the single words that belong to a name.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def read_conll(path: Path, limit: int | None = None) -> list[tuple[list[str], li
 
 
 def made_up(number: int, people: list[str], places: list[str]) -> list[tuple[list[str], list[str]]]:
-    """Sentences of templates, for a run without any file: who is a person and what a place, told by the words around."""
+    """Sentences from templates, for a run without files; the context tells people from places."""
     rng = np.random.default_rng(len(people))
     sentences = []
     for template in rng.choice(TEMPLATES, number):
@@ -84,8 +84,8 @@ def made_up(number: int, people: list[str], places: list[str]) -> list[tuple[lis
 
 
 def words_of_tokens(words: list[str], offsets: list[tuple[int, int]]) -> list[int | None]:
-    """The number of the word each token belongs to, that of its last character; None for [BOS]. The words are joined by
-    single spaces: `is_split_into_words=True` would leave out the space that a byte-level tokenizer keeps in front of one."""
+    """Index of each token's word, by the token's last character; None for [BOS]. Words are joined by single spaces:
+    `is_split_into_words=True` would drop the space that a byte-level tokenizer keeps in front of a word."""
     word_of_char = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])[1:]
     return [int(word_of_char[max(end - 1, 0)]) if end else None for _, end in offsets]
 
@@ -94,7 +94,7 @@ def words_of_tokens(words: list[str], offsets: list[tuple[int, int]]) -> list[in
 
 
 def word_vectors(model, sentences, tokenizer) -> list[torch.Tensor]:
-    """A word is the mean of its tokens, token i is read from the output at i - 1; (words, d) for each sentence."""
+    """(words, d) for each sentence: a word is the mean of its tokens, token i is read from the output at i - 1."""
     if model.config.model_type.startswith("magnet_"):
         vectors = model.encode_words([words for words, _ in sentences], tokenizer, show_progress_bar=True)
         return [torch.from_numpy(each) for each in vectors]
@@ -103,7 +103,7 @@ def word_vectors(model, sentences, tokenizer) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def causal_word_vectors(model, words: list[str], tokenizer) -> torch.Tensor:
-    """The same of a base model, which looks to the left only."""
+    """The same for a base model, with causal attention."""
     row = tokenizer(" ".join(words), split_special_tokens=True, return_offsets_mapping=True, return_tensors="pt")
     states = model.base_model(row["input_ids"].to(model.device), use_cache=False).last_hidden_state[0].float().cpu()
     owner = words_of_tokens(words, row["offset_mapping"][0].tolist())
@@ -136,7 +136,7 @@ def train_head(splits, names: list[str], tokenizer, args) -> tuple[list[list[str
 
 
 def label_tokens(sentences, tokenizer, names: list[str], max_length: int) -> Dataset:
-    """One label a word, at its first token; the others are not learnt (-100)."""
+    """One label per word, at its first token; other tokens are ignored (-100)."""
     texts = [" ".join(words) for words, _ in sentences]
     rows = tokenizer(
         texts, truncation=True, max_length=max_length, split_special_tokens=True, return_offsets_mapping=True
@@ -158,10 +158,10 @@ def fine_tune(splits, names: list[str], tokenizer, args) -> tuple[list[list[str]
         num_labels=len(names),
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
-        dtype=torch.float32,  # a checkpoint's own bfloat16 would lose small updates
+        dtype=torch.float32,  # bfloat16 would lose small updates
         trust_remote_code=False,
     )
-    for name, parameter in model.named_parameters():  # the base stays as it is, and with it what the model generates
+    for name, parameter in model.named_parameters():  # the base stays frozen, so generation does not change
         parameter.requires_grad_("_lora." in name or name.startswith("score."))
     training = TrainingArguments(
         output_dir=str(args.output_dir),
@@ -193,7 +193,7 @@ def fine_tune(splits, names: list[str], tokenizer, args) -> tuple[list[list[str]
 
 
 def scores(truth: list[list[str]], guesses: list[list[str]]) -> dict[str, float]:
-    """Of labels and predictions of sentences."""
+    """Metrics of predicted against true labels."""
     gold, found = (np.array([label for row in rows for label in row]) for rows in (truth, guesses))
     labels, counts = np.unique(gold, return_counts=True)
     right = ((gold == found) & (gold != "O")).sum()

@@ -1,11 +1,11 @@
-"""Cuts open text into passages of whole sentences and of many lengths, one a line: the texts that magnet-smollm2 reads.
+"""Cuts open text into passages of whole sentences and varying length, one per line: magnet-smollm2's training texts.
 
     python examples/prepare_open_text.py --output_file runs/open-text/texts.txt \\
         --source open-text/tinystories.txt.gz=2286 --source open-text/tales.txt.gz=571 \\
         --source open-text/wiki-2018.txt.gz=20700 --stories examples/assets/everyday-stories/train.jsonl --copies 4
 
-`--source PATH=N` takes the first N documents; documents behind them stay unseen and can be measured on. Passages end at
-sentence borders and vary in length, so that the amount of context tells nothing about the length of a gap.
+`--source PATH=N` takes the first N documents; later documents stay unseen and can serve for evaluation. Passages end
+at sentence boundaries and vary in length, so that the amount of context does not reveal the length of a gap.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SHORTEST, LONGEST = 30, 150  # words of a passage; about 40 and 220 tokens
 
 
 def passages(document: str, rng: random.Random) -> list[str]:
-    """Consecutive passages of a document; a rest that is too short is left out."""
+    """Consecutive passages of a document; a remainder that is too short is dropped."""
     found, current, wanted = [], "", rng.randint(SHORTEST, LONGEST)
     for sentence in split_sentences(document):
         if len((current + sentence).split()) > LONGEST:

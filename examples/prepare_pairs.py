@@ -1,11 +1,12 @@
-"""Gathers sentence pairs for SSCL: of each source those that share the fewest words, and the stories' paraphrases.
+"""Collects sentence pairs for SSCL: from each source those that share the fewest words, and the stories' paraphrases.
 
     python examples/prepare_pairs.py --output_file runs/open-text/pairs.jsonl \\
         --source pairs/onestopenglish.tsv.gz=4245 --source pairs/wiki_turkcorpus.tsv.gz=4644 \\
         --source pairs/wiki_split.tsv.gz=3000 --source pairs/e2e_restaurants.tsv.gz=600 \\
         --stories examples/assets/everyday-stories/train.jsonl
 
-A pair whose sides share nearly all words teaches a model to count words; `--source PATH=N` takes the N pairs of least overlap.
+Pairs that share nearly all words teach a model to count words, so `--source PATH=N` takes the N pairs of least
+overlap.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 
 def overlap(text: str, positive: str) -> float:
     """
-    The share of words that both have.
+    The share of common words.
 
     >>> overlap("The cat sat.", "the cat ran")
     0.5

@@ -1,4 +1,4 @@
-"""Turns ROC stories (tab-separated: id, five sentences) into one story a line, for training.
+"""Turns ROC stories (tab-separated: id, five sentences) into training texts, one story per line.
 
 python examples/prepare_roc.py roc_spring2016.tsv runs/roc-data/texts.txt
 """

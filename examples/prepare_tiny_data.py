@@ -1,10 +1,11 @@
-"""Turns open text and stories into training files for magnet-tiny: texts.txt (one a line) and pairs.jsonl.
+"""Turns open text and stories into training files for magnet-tiny: texts.txt (one per line) and pairs.jsonl.
 
     python examples/prepare_tiny_data.py --text novels.txt.gz:10000 tinystories.txt.gz*3 \\
         --stories examples/assets/everyday-stories/train.jsonl --output_dir runs/magnet-tiny-data
 
-`--text` takes any files with one document a line; `:N` takes the first N lines only, `*K` repeats them K times. Pairs are the stories' sentences with their paraphrases, and
-sentences of the texts with a copy that lost words and order, which teaches a small model to look at the words.
+`--text` takes files with one document per line; `:N` takes only the first N lines, `*K` repeats them K times. Pairs
+are the stories' sentences with their paraphrases, and sentences of the texts with a copy that lacks words and may be
+reordered, which teaches a small model to use the words.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def reworded(sentence: str, rng: random.Random) -> str:
-    """The sentence without a quarter of its words and, half of the time, with its two halves exchanged."""
+    """The sentence without a quarter of its words and, half of the time, with its two halves swapped."""
     words = sentence.split()
     kept = sorted(rng.sample(range(len(words)), k=math.ceil(0.75 * len(words))))
     words = [words[i] for i in kept]

@@ -1,9 +1,9 @@
-"""Pretrains a tiny Llama and its tokenizer from scratch, on any text: how examples/assets/magnet-tiny-base was made.
+"""Pretrains a tiny Llama and its tokenizer from scratch on any text; made examples/assets/magnet-tiny-base.
 
     python examples/pretrain_base.py --text novels.txt.gz:16000 "tinystories.txt.gz*3" stories.txt \\
         --minutes 68 --output_dir runs/magnet-tiny-base
 
-Texts have one document a line (`PATH`, `PATH:FIRST_LINES` or `PATH*COPIES`). Windows of 256 tokens, Muon for the
+Texts have one document per line (`PATH`, `PATH:FIRST_LINES` or `PATH*COPIES`). Windows of 256 tokens, Muon for the
 matrices and AdamW for the rest, linear decay in the second half of the time.
 """
 
@@ -24,7 +24,7 @@ BOS, EOS = 1, 2
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every string can be encoded, and decoding gives it back."""
+    """Byte-level BPE: every string can be encoded and decoded without loss."""
     bpe = Tokenizer(models.BPE(unk_token=None))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -82,7 +82,7 @@ def optimizers(model) -> list[torch.optim.Optimizer]:
 
 
 def learning_rate_factor(step: int, done: float) -> float:
-    """Warm-up over 60 steps; level in the first half of the run; then linear down to 2 %."""
+    """Warm-up over 60 steps, constant in the first half of the run, then linear decay to 2 %."""
     return min(1.0, (step + 1) / 60) * min(1.0, max(0.02, (1 - done) / 0.5))
 
 
@@ -131,7 +131,7 @@ def main():
     print(f"held-out loss {loss:.3f} nats a token")
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(args.output_dir)
-    # two bytes a weight in the file, float32 once loaded: no figure hangs on how a CPU rounds bfloat16
+    # stored in bfloat16, loaded in float32: no figure depends on how a CPU rounds bfloat16
     config = Path(args.output_dir) / "config.json"
     config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
     tokenizer.save_pretrained(args.output_dir)

@@ -1,5 +1,5 @@
-"""Copies the model code of this clone into examples/assets/magnet-tiny, and writes its card anew: hashes of the code, settings
-of the run, figures of docs/measured. The weights stay as they are.
+"""Copies the model code of this clone into examples/assets/magnet-tiny, and rewrites its card: hashes of the code,
+settings of the run, figures from docs/measured. The weights do not change.
 
 python examples/refresh_assets.py
 """
@@ -35,7 +35,7 @@ FIGURES = {  # key of docs/measured/stories.jsonl -> task of the Hub, task, metr
 
 
 def origin() -> Origin:
-    """What a run of the recipe would leave beside its checkpoint; the run itself was too large to ship."""
+    """The records of a run of the recipe; the run itself was too large to ship."""
     *arguments, sources = parse_with_sources(["--config", "magnet_tiny"])
     with tempfile.TemporaryDirectory() as run:
         (Path(run) / CONFIGURATION).write_text(ConfigurationCallback(arguments, sources).text, encoding="utf-8")
@@ -53,7 +53,7 @@ def measured() -> list[Measured]:
 
 
 def main() -> None:
-    os.chdir(ROOT)  # the recipe names the base by its place in the clone
+    os.chdir(ROOT)  # the recipe's path of the base is relative to the clone
     for shipped in FOLDER.glob("*.py"):
         shipped.unlink()
     for source in (ROOT / "modeling_magnet").glob("*_magnet.py"):

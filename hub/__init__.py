@@ -1,1 +1,1 @@
-"""What leaves for the Hub: a checkpoint with its code and card, its five forms, pushing. Imported as `magnet_hub`."""
+"""Saving a checkpoint with its code and card, exporting its five forms, pushing. Imported as `magnet_hub`."""

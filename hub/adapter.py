@@ -1,4 +1,4 @@
-"""A checkpoint taken apart: its adapter as PEFT's files, and the MAGNET base it goes on, the same weights without it."""
+"""Splits a checkpoint: its adapter in PEFT format, and the MAGNET base it belongs to, the same weights without it."""
 
 import copy
 from pathlib import Path
@@ -21,7 +21,7 @@ NOT_COMPARED = ("adapter", "projection_head")
 
 @torch.no_grad()
 def base_weights(model, merge: bool) -> dict[str, torch.Tensor]:
-    """The tensors under the names they have in the plain base: those of the base, or with the adapter merged, in float32."""
+    """The tensors under their names in the plain base: the base's own, or with the adapter merged, in float32."""
     ours = ("projection_head.",)
     weights = {name: w for name, w in model.state_dict().items() if "_lora." not in name and not name.startswith(ours)}
     for name, linear, part in low_rank_parts(model) if merge else ():
@@ -36,7 +36,7 @@ def rebuilt(
     dtype: torch.dtype,
     generation_config=None,
 ) -> PreTrainedModel:
-    """A model of the given tensors, rounded to `dtype`. Only they are: the rotary frequencies stay as precise as they are."""
+    """A model with the given tensors, rounded to `dtype`. The rotary frequencies are not rounded."""
     with initialization.no_init_weights():
         model = kind(config)
     model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
@@ -46,7 +46,7 @@ def rebuilt(
 
 
 def without_adapter(model, dtype: torch.dtype, merge: bool):
-    """The same MAGNET model without an adapter of its own: merged, or left out. The projection head stays."""
+    """The same MAGNET model with its adapter merged or left out. The projection head stays."""
     config = copy.deepcopy(model.config)
     config.adapter = None
     head = {name: w for name, w in model.state_dict().items() if name.startswith("projection_head.")}
@@ -60,13 +60,13 @@ def write_adapter(model, tokenizer, output_dir: Path, dtype: torch.dtype, base: 
     Args:
         model ([`MagnetLM`]): With its adapter.
         tokenizer ([`PreTrainedTokenizerBase`]): Saved with both.
-        output_dir (`Path`): Does not exist, or is empty; the same is asked of `<output_dir>-base`.
+        output_dir (`Path`): Must be new or empty, and so must `<output_dir>-base`.
         dtype (`torch.dtype`): Of the weights.
         base (`str`, *optional*): A folder or Hub id of this checkpoint's base in MAGNET form.
         origin ([`Origin`]): For the cards.
 
     Raises:
-        `ValueError`: no adapter, a base that is another one, or a `<output_dir>-base` that is not empty.
+        `ValueError`: no adapter, a base that does not match, or a `<output_dir>-base` that is not empty.
     """
     adapter = model.config.adapter
     if adapter is None:
@@ -113,7 +113,7 @@ def _write_base(model, tokenizer, output_dir: Path, origin: Origin) -> Path:
 
 
 def _compare_base(model, base: str) -> None:
-    """Raises `ValueError` unless `base` holds the very model that is left of the checkpoint without its adapter."""
+    """Raises `ValueError` unless `base` is exactly the checkpoint without its adapter."""
     name = f"base_model_name_or_path={base!r}"
     check_source(base)
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)

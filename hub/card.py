@@ -1,4 +1,4 @@
-"""The README.md of a checkpoint: metadata for the Hub, snippets that run, where it comes from, what loading it executes."""
+"""The README.md of a checkpoint: metadata for the Hub, runnable snippets, its origin, the code that loading runs."""
 
 import hashlib
 import json
@@ -38,26 +38,26 @@ def write_model_card(
     repo_id: str | None = None,
 ) -> None:
     """
-    Writes `README.md` into a checkpoint's folder, over whatever stands there.
+    Writes `README.md` into a checkpoint's folder, replacing any existing one.
 
     Args:
-        config ([`PreTrainedConfig`]): Of what lies in the folder; of an adapter, its base's.
-        folder (`str` or `Path`): Complete but for the card: code files are hashed, `eval_results.json` is read.
+        config ([`PreTrainedConfig`]): The checkpoint's; for an adapter, its base's.
+        folder (`str` or `Path`): Complete except for the card: code files are hashed, `eval_results.json` is read.
         form (`str`, *optional*, defaults to `"magnet"`):
             `"magnet"`, `"merged"`, `"encoder"`, `"generator"` or `"adapter"`.
         origin ([`Origin`], *optional*):
-            Where it comes from: `read_origin(output_dir)` for a run, `checkpoint_origin(folder)` for what was made of a
-            checkpoint; by default what `folder` itself tells.
+            Where it comes from: `read_origin(output_dir)` for a run, `checkpoint_origin(folder)` for an exported
+            checkpoint; by default read from `folder` itself.
         repo_id (`str`, *optional*): Its name on the Hub, for the snippets.
 
     Raises:
-        `ValueError` for another form.
+        `ValueError` for an unknown form.
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}.")
     folder = Path(folder)
     origin = checkpoint_origin(folder) if origin is None else origin
-    card = ModelCard(f"---\nlibrary_name: {FORMS[form].library}\n---\n")  # parsed once, to have both parts
+    card = ModelCard(f"---\nlibrary_name: {FORMS[form].library}\n---\n")  # parsed once, to get both parts
     measured = read_eval_results(folder)
     card.data = _metadata(form, origin, measured, repo_id)
     card.text = _body(config, folder, form, origin, measured, repo_id)
@@ -66,18 +66,18 @@ def write_model_card(
 
 def refresh_model_card(folder: str | Path, repo_id: str | None = None) -> bool:
     """
-    Writes the card of a checkpoint anew: after it was measured, or with its name on the Hub. Form, base, licence, language
-    and data sets stay those of the card that stands there.
+    Rewrites the card of a checkpoint, after evaluation or with its name on the Hub. Form, base, licence, language and
+    datasets are taken from the existing card.
 
     Args:
         folder (`str` or `Path`): A checkpoint of any form.
         repo_id (`str`, *optional*): Its name on the Hub; by default the one in the card.
 
     Returns:
-        `bool`: `False` if the card was written or edited by hand. Then it stays as it is.
+        `bool`: `False` if the card was written or edited by hand. Then it is not changed.
     """
     folder, config = Path(folder), _config(Path(folder))
-    check_code(folder)  # or the card written here would vouch for whatever lies there now
+    check_code(folder)  # otherwise the new card would vouch for changed code
     if not is_generated(folder) and (folder / CARD).is_file():
         logger.warning("%s was edited by hand and stays as it is.", CARD)
         return False
@@ -87,13 +87,13 @@ def refresh_model_card(folder: str | Path, repo_id: str | None = None) -> bool:
 
 
 def form_and_name(folder: Path) -> tuple[str, str | None]:
-    """A checkpoint's form and its name on the Hub: what its card says, if it was written here; or else what its files tell."""
+    """A checkpoint's form and its name on the Hub: from its card, if it was written here, otherwise from its files."""
     mark = _mark(folder)
     return (_form(_config(folder), folder), None) if mark is None else (mark[1], mark[2] or None)
 
 
 def copy_card(source: Path, folder: Path) -> None:
-    """Copies a checkpoint's card, edited or not, to a folder where the same checkpoint has other code: it states that code."""
+    """Copies a checkpoint's card, edited or not, to a folder where it has other code, and lists that code."""
     text = (source / CARD).read_text(encoding="utf-8")
     restated = CODE_ROWS.sub(lambda _: _code_rows(folder), text, count=1)
     if is_generated(source):
@@ -103,7 +103,7 @@ def copy_card(source: Path, folder: Path) -> None:
 
 
 def check_code(folder: str | Path) -> None:
-    """Raises `ValueError` where a code file of the checkpoint is not the one whose hash its card states."""
+    """Raises `ValueError` if a code file of the checkpoint does not match the hash in its card."""
     card = Path(folder) / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     if CODE not in text:
@@ -118,12 +118,12 @@ def check_code(folder: str | Path) -> None:
 
 
 def is_generated(folder: str | Path) -> bool:
-    """Whether the folder's card is, to the letter, one that was written here."""
+    """Whether the folder's card is exactly as it was written here."""
     return _mark(Path(folder)) is not None
 
 
 def checkpoint_origin(folder: str | Path) -> Origin:
-    """Where a checkpoint comes from: what its card says, if it was written here, and the settings of its run."""
+    """Where a checkpoint comes from: its card, if it was written here, and the settings of its run."""
     folder = Path(folder)
     card = ModelCard.load(folder / CARD, ignore_metadata_errors=True) if is_generated(folder) else None
     return read_origin(folder, card)
@@ -150,7 +150,7 @@ def _config(folder: Path):
 
 
 def _form(config, folder: Path) -> str:
-    """Of a checkpoint that has no card."""
+    """The form of a checkpoint without a card."""
     if (folder / "adapter_config.json").is_file():
         return "adapter"
     if isinstance(config, MagnetFields):

@@ -1,4 +1,4 @@
-"""What a model card says of each form: one entry a form, so that they can be compared."""
+"""The model card texts of each form: one entry per form, so that they can be compared."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,10 @@
 """
-Converts a checkpoint of MAGNET 0.1.0, whose adapter lay in PEFT's layers, to the present format: once, into a new folder.
+Converts a checkpoint of MAGNET 0.1.0, which kept its adapter in PEFT layers, to the current format, in a new folder.
 
     python -m magnet_hub.convert OLD NEW
 
-Tensors keep their values and get their new names, the code files are the installed ones; settings, tokenizer and what was
-measured go along. OLD stays as it is.
+Tensors keep their values and get their new names, the code files are the installed ones; settings, tokenizer and
+evaluation results are copied. OLD is not changed.
 """
 
 import argparse
@@ -33,7 +33,7 @@ NOT_COPIED = (CARD, EVAL_RESULTS, INDEX)
 def convert_checkpoint(old: str | Path, new: str | Path) -> None:
     """
     Args:
-        old (`str` or `Path`): The folder of a checkpoint, language model or classifier, of the old format.
+        old (`str` or `Path`): The folder of a checkpoint, language model or classifier, in the old format.
         new (`str` or `Path`): A folder that does not exist yet, or is empty.
 
     Raises:
@@ -57,7 +57,7 @@ def convert_checkpoint(old: str | Path, new: str | Path) -> None:
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         for code in Path(modeling_magnet.__file__).parent.glob("*_magnet.py"):
             shutil.copyfile(code, folder / code.name)
-        # refuses a checkpoint whose tensors do not fit
+        # raises if the tensors do not fit
         getattr(modeling_magnet, config.architectures[0]).from_pretrained(folder)
         if (folder / "modules.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -69,7 +69,7 @@ def convert_checkpoint(old: str | Path, new: str | Path) -> None:
 
 
 def renamed(key: str) -> str:
-    """The present name of a tensor."""
+    """The new name of a tensor."""
     for before, after in NAMES.items():
         key = key.replace(before, after)
     return key

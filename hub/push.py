@@ -1,4 +1,4 @@
-"""Puts a checkpoint folder on the Hugging Face Hub; what goes wrong is told in one line that never shows the token."""
+"""Pushes a checkpoint folder to the Hugging Face Hub; errors are reported in one line that never shows the token."""
 
 import glob
 import json
@@ -16,7 +16,7 @@ from .card import check_code, refresh_model_card
 
 logger = logging.getLogger(__name__)
 
-# Only what a checkpoint consists of: the folder of a run also holds optimizer states, locks, and what its user put there.
+# Only the files of a checkpoint: the folder of a run also holds optimizer states and the user's own files.
 FILES = [
     "*_magnet.py",
     "*.safetensors",
@@ -56,22 +56,22 @@ def push_checkpoint(
     """
     Creates the repository if there is none, writes its name into the model card, and uploads the checkpoint's files.
 
-    A push that was cut short is repeated: what is there already is not sent again.
+    An interrupted push can be repeated: files that are already there are not sent again.
 
     Args:
         folder (`str` or `Path`): A checkpoint of any form ([`~magnet_hub.forms.export_checkpoint`]).
         repo_id (`str`): `"name/model"`.
-        private (`bool`, *optional*): Whether a new repository is private. An existing one must be what is asked for.
-        revision (`str`, *optional*, defaults to `"main"`): The branch; it is created if there is none.
+        private (`bool`, *optional*): Whether a new repository is private. An existing one must match.
+        revision (`str`, *optional*, defaults to `"main"`): The branch, created if there is none.
         commit_message (`str`, *optional*): Defaults to `"Upload MAGNET checkpoint"`.
         token (`str`, *optional*): By default that of `hf auth login`, or of `HF_TOKEN`.
 
     Returns:
-        `str`: The commit's page, whose last part is the hash to pin as `revision`.
+        `str`: The commit's URL, whose last part is the hash to pin as `revision`.
 
     Raises:
-        `ValueError`: a folder that is no complete checkpoint, or holds a link, a weight that is NaN or infinite, or code that
-        is not what its card states; a bad name; an existing repository that is public.
+        `ValueError`: a folder that is not a complete checkpoint, or holds a link, a weight that is NaN or infinite, or
+        code that does not match its card; a bad name; an existing repository that is public.
         `PermissionError`: no token, one that is refused (401), no right to write (403).
         `FileNotFoundError`: no such name or branch (404). `ConnectionError`: the Hub cannot be reached, or hangs up.
         `OSError`: a conflict (409), too many requests (429), a failing server (5xx), or another refusal.
@@ -105,8 +105,8 @@ def push_checkpoint(
 
 def files_to_push(folder: Path) -> list[str]:
     """
-    The names of the checkpoint's files. Raises `ValueError` for a link among them: an upload would follow it, to whatever
-    file of this machine it points to.
+    The names of the checkpoint's files. Raises `ValueError` for a link among them: an upload would follow it to any
+    local file.
     """
     found = []
     for path in (path for pattern in FILES for path in folder.glob(pattern)):
@@ -126,7 +126,7 @@ def check_weights(folder: Path, files: list[str]) -> None:
             with safe_open(folder / name, "pt") as weights:
                 for key in weights.keys():
                     tensor = weights.get_tensor(key)
-                    # isfinite() knows no float of a single byte
+                    # isfinite() does not support one-byte floats
                     if not (tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all():
                         raise ValueError(f"{name}: {key} is not finite (NaN or infinity). Push another checkpoint.")
         except SafetensorError as error:
@@ -134,7 +134,7 @@ def check_weights(folder: Path, files: list[str]) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `ValueError` unless the folder is complete, and loads from the Hub as it does from here."""
+    """Raises `ValueError` unless the folder is complete and loads from the Hub as it does locally."""
     name = f"folder={str(folder)!r}"
     if (folder / "adapter_config.json").is_file():
         base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -149,7 +149,7 @@ def check_folder(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     wanted = ["tokenizer_config.json"]
     if str(config.get("model_type")).startswith("magnet_"):
-        wanted += ["modeling_magnet.py", "modules.json"]  # else SentenceTransformer would take causal mean vectors
+        wanted += ["modeling_magnet.py", "modules.json"]  # else SentenceTransformer would use causal mean vectors
     missing = [file for file in wanted if not (folder / file).is_file()]
     if missing or not any(folder.glob("*.safetensors")):
         raise ValueError(
@@ -173,7 +173,7 @@ def _token(token: str | None) -> str:
 
 
 def _call(action: Callable, what: str, token: str):
-    """`action()`, tried again after what passes by itself; any failure becomes one line without the token."""
+    """`action()`, retried after transient errors; any failure becomes one line without the token."""
     for attempt in range(1, TRIES + 1):
         try:
             return action()
@@ -187,7 +187,7 @@ def _call(action: Callable, what: str, token: str):
 
 
 def _wait(error: Exception, attempt: int) -> float | None:
-    """Seconds before the next try; `None` where another try is of no use, or huggingface_hub has made its own six."""
+    """Seconds before the next try; `None` if another try is useless, or huggingface_hub has made its own six."""
     response = getattr(_root(error), "response", None)
     if _is_cut(error):
         return None if _was_repeated(_root(error)) else 2.0 ** (attempt - 1)
@@ -199,23 +199,23 @@ def _wait(error: Exception, attempt: int) -> float | None:
 
 
 def _was_repeated(error: Exception) -> bool:
-    """huggingface_hub repeats what it asks before and while it uploads, but not what creates a repository or a commit."""
+    """huggingface_hub retries requests before and during an upload, but not creating a repository or a commit."""
     try:
         request = error.response.request if isinstance(error, HfHubHTTPError) else error.request
-    except RuntimeError:  # httpx's word for: there was no request
+    except RuntimeError:  # httpx raises it without a request
         return False
     return request.method == "PUT" or "/preupload/" in request.url.path or "/info/lfs/" in request.url.path
 
 
 def _root(error: Exception) -> Exception:
-    """What lies under the RuntimeError that a failed upload of a large file is wrapped in."""
+    """The error inside the RuntimeError that wraps a failed upload of a large file."""
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _is_cut(error: Exception) -> bool:
-    """An error of httpx (httpx2 since huggingface_hub 2): no answer came."""
+    """Whether httpx (httpx2 since huggingface_hub 2) received no response."""
     root = _root(error)
     return type(root).__module__.split(".")[0] in ("httpx", "httpx2") and not isinstance(root, HfHubHTTPError)
 
@@ -251,6 +251,6 @@ REFUSALS = {
 
 
 def _line(error: Exception, token: str) -> str:
-    """What the server or the library said, in one line, without the token."""
+    """The message of the server or the library, in one line, without the token."""
     said = getattr(error, "server_message", None) or str(error) or type(error).__name__
     return " ".join(said.split()).replace(token, "<token>").rstrip(".")[:300]

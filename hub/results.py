@@ -1,4 +1,4 @@
-"""`eval_results.json`: what was measured of a checkpoint, in one format, bound to the weights it was measured with.
+"""`eval_results.json`: a checkpoint's evaluation results, in one format, bound to the weights they were measured with.
 
 {"weights": {"model.safetensors": "<sha256>"},
  "results": [{"task_type": "text-generation", "task_name": "Infilling", "dataset_name": "everyday-stories",
@@ -29,13 +29,13 @@ class Measured:
 
     Args:
         task_type (`str`): The Hub's name of a task, such as `"text-generation"` or `"sentence-similarity"`.
-        dataset_name (`str`): What it was measured on. A Hub id where it is one, never a path of a machine.
+        dataset_name (`str`): The evaluation data: a Hub id if it has one, never a local path.
         metric (`str`): The metric's short name, such as `"perplexity"` or `"spearman"`.
         value (`float`): Finite.
         task_name (`str`, *optional*): The task in words.
         metric_name (`str`, *optional*): The metric in words.
         interval (`list[float]`, *optional*): Its 95 % interval, `[low, high]`.
-        command (`str`, *optional*): What measures it again. Absolute paths are refused.
+        command (`str`, *optional*): Reproduces the figure. Absolute paths are rejected.
 
     Raises:
         `ValueError` naming the field.
@@ -83,7 +83,7 @@ class Measured:
         return f"{self.value:.4g} ({self.interval[0]:.4g} to {self.interval[1]:.4g})"
 
     def as_eval_result(self) -> EvalResult:
-        """As the Hub's `model-index` has it."""
+        """In the format of the Hub's `model-index`."""
         return EvalResult(
             task_type=self.task_type,
             task_name=self.task_name,
@@ -97,12 +97,12 @@ class Measured:
 
 def write_eval_results(folder: str | Path, results: list[Measured]) -> None:
     """
-    Writes `eval_results.json` into a checkpoint. A figure of the same task, data and metric is replaced, the others are
-    kept as long as the weights are still those they were measured with.
+    Writes `eval_results.json` into a checkpoint. A figure with the same task, data and metric is replaced; others are
+    kept as long as the weights have not changed since.
 
     Args:
-        folder (`str` or `Path`): The checkpoint that was measured.
-        results (`list[Measured]`): What was measured. [`refresh_model_card`] shows it in the card.
+        folder (`str` or `Path`): The evaluated checkpoint.
+        results (`list[Measured]`): The figures to add. [`refresh_model_card`] shows them in the card.
     """
     kept = {_key(result): result for result in read_eval_results(folder)}
     kept |= {_key(result): result for result in results}
@@ -112,14 +112,14 @@ def write_eval_results(folder: str | Path, results: list[Measured]) -> None:
 
 def read_eval_results(folder: str | Path, weights: str | Path | None = None) -> list[Measured]:
     """
-    What was measured of a checkpoint; nothing, with a warning, where the weights have changed since.
+    The evaluation results of a checkpoint; none, with a warning, if the weights have changed since.
 
     Args:
-        folder (`str` or `Path`): Where `eval_results.json` may lie.
-        weights (`str` or `Path`, *optional*, defaults to `folder`): Where the weights lie.
+        folder (`str` or `Path`): May contain `eval_results.json`.
+        weights (`str` or `Path`, *optional*, defaults to `folder`): The folder with the weights.
 
     Raises:
-        `ValueError` if the file is not of this form.
+        `ValueError` if the file has another format.
     """
     path = Path(folder) / EVAL_RESULTS
     if not path.is_file():

@@ -17,18 +17,18 @@ def save_checkpoint(model, tokenizer, folder: str | Path, state_dict: dict | Non
     Saves the default form of a MAGNET checkpoint: all three modes, adapter unmerged, causal mode exactly the base's.
 
     It loads with `AutoModel*.from_pretrained(folder, trust_remote_code=True)` and with
-    `SentenceTransformer(folder, trust_remote_code=True)` where this project is not installed. No file of it is ever seen
+    `SentenceTransformer(folder, trust_remote_code=True)` without this project installed. No file is ever visible
     half-written, and `config.json`, without which nothing loads, comes last.
 
     Args:
         model ([`MagnetLM`]): Saved in its own dtype, as safetensors.
         tokenizer ([`PreTrainedTokenizerBase`]): Saved beside it.
         folder (`str` or `Path`): Created if it does not exist.
-        state_dict (`dict`, *optional*): The weights, where `model` holds only a part of them (FSDP, ZeRO-3).
+        state_dict (`dict`, *optional*): The weights, if `model` holds only a part of them (FSDP, ZeRO-3).
     """
     folder = Path(folder)
-    unfinished = folder / UNFINISHED  # inside, so that moving a file out of it is a renaming
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed here
+    unfinished = folder / UNFINISHED  # inside, so that moving a file out of it is a rename
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
     try:
         model.save_pretrained(unfinished, state_dict=state_dict)
         tokenizer.save_pretrained(unfinished)
@@ -40,7 +40,7 @@ def save_checkpoint(model, tokenizer, folder: str | Path, state_dict: dict | Non
 
 
 def check_output_dir(output_dir: Path) -> None:
-    """Raises `ValueError` unless the folder can be written without touching anything that is there."""
+    """Raises `ValueError` unless the folder is new or empty."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(
             f"output_dir={str(output_dir)!r}: is not empty. Choose another folder, or empty this one first."
@@ -49,10 +49,10 @@ def check_output_dir(output_dir: Path) -> None:
 
 @contextlib.contextmanager
 def unfinished_folder(target: Path):
-    """A folder beside `target` that becomes `target` when the block is done, and disappears if it fails."""
+    """A folder beside `target` that becomes `target` when the block succeeds, and is deleted if it fails."""
     target = target.absolute()
     folder = target.with_name(f".{target.name}{UNFINISHED}")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
     folder.mkdir(parents=True)
     try:
         yield folder

@@ -1,7 +1,7 @@
-"""The files by which a checkpoint is read as an encoder: sentence-transformers on any form that has them, and vLLM,
-text-embeddings-inference (TEI) and llama.cpp on the form `encoder`.
+"""The files that load a checkpoint as an encoder: in sentence-transformers for any form that has them, and in vLLM,
+text-embeddings-inference (TEI) and llama.cpp for the form `encoder`.
 
-Only built-in sentence-transformers modules are named, so the model files stay the only remote code.
+They name only built-in sentence-transformers modules, so the model files stay the only remote code.
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from modeling_magnet.encoding_magnet import start_ids
 
-# Table 10, under the names by which mteb looks prompts up ("STS" is a task type: all STS tasks)
+# Table 10, under the names that mteb uses for prompts ("STS" is a task type: all STS tasks)
 INSTRUCTIONS = {
     "STS": "Retrieve semantically similar text",
     "BiorxivClusteringP2P": "Identify the main category of Biorxiv papers based on the titles and abstracts",
@@ -18,13 +18,13 @@ INSTRUCTIONS = {
     "MedrxivClusteringP2P": "Identify the main category of Medrxiv papers based on the titles and abstracts",
     "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles",
 }
-DEFAULT = "document"  # a name of our own would be an unknown task to mteb
+DEFAULT = "document"  # mteb would take a custom name for an unknown task
 MODULES = ("base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling")
 MODULES += ("base.modules.normalize.Normalize",)
 
 
 def prompts_of(config) -> dict[str, str]:
-    """Prompts by name; those of Table 10 only for a checkpoint that was trained with an instruction."""
+    """Prompts by name; those of Table 10 only for a checkpoint trained with an instruction."""
     if not config.representation_prompt:
         return {"query": "", "document": ""}
     own = dict.fromkeys(("query", "document"), config.representation_prompt)
@@ -33,14 +33,14 @@ def prompts_of(config) -> dict[str, str]:
 
 def opening_and_end(config, tokenizer) -> dict:
     """
-    What a tokenizer is loaded with to write what `encode()` does: the token that opens a text, if any, and [EOS] behind it.
-    The opening token need not be the tokenizer's [BOS], and flags are all that sentence-transformers can pass.
+    Tokenizer settings that reproduce the input of `encode()`: the token that opens a text, if any, and [EOS] after it.
+    The opening token need not be the tokenizer's [BOS], and sentence-transformers can only pass flags.
     """
     start = start_ids(config, tokenizer)
     settings = {"add_bos_token": bool(start), "add_eos_token": True}  # add_eos_token alone would switch [BOS] off
     if start and start != [tokenizer.bos_token_id]:
         settings["bos_token"] = tokenizer.convert_ids_to_tokens(start[0])
-    if tokenizer.pad_token is None:  # batches need one; what it is does not matter, it is never attended to
+    if tokenizer.pad_token is None:  # batches need one; any will do, it is never attended to
         settings["pad_token"] = tokenizer.eos_token
     return settings
 
@@ -93,8 +93,8 @@ def write_sentence_transformer_files(config, tokenizer, folder: str | Path) -> N
 
 def write_encoder_files(config, tokenizer, folder: Path) -> None:
     """
-    Completes a saved stock decoder to an encoder. sentence-transformers, vLLM, TEI and llama.cpp read the same few files,
-    each in its own way and of its own age: every key below names who reads it.
+    Turns a saved stock decoder into an encoder. sentence-transformers, vLLM, TEI and llama.cpp read the same few
+    files, each in its own way and version: the comments below name who reads each key.
 
     Args:
         config ([`MagnetFields`]): Of the checkpoint: pooling, prompt, length.
@@ -105,11 +105,11 @@ def write_encoder_files(config, tokenizer, folder: Path) -> None:
     write_sentence_transformer_files(config, tokenizer, folder)
     _change(folder / "config.json", _engine_keys(config))
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    for module in modules:  # older vLLM knows modules by these names only; sentence-transformers reads both
+    for module in modules:  # older vLLM knows only these names; sentence-transformers reads both
         module["type"] = f"sentence_transformers.models.{module['type'].rsplit('.')[-1]}"
     _write(folder / "modules.json", modules)
     sentences = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
-    sentences.pop("config_kwargs")  # the attention mode, which stands in config.json
+    sentences.pop("config_kwargs")  # the attention mode, which config.json has
     sentences |= {"max_seq_length": config.max_position_embeddings, "do_lower_case": False}  # TEI, vLLM
     _write(folder / "sentence_bert_config.json", sentences)
     mean = config.pooling == "mean"
@@ -118,10 +118,10 @@ def write_encoder_files(config, tokenizer, folder: Path) -> None:
 
 
 def _engine_keys(config) -> dict:
-    """`is_causal` (transformers, vLLM, llama.cpp) is in the config already; TEI wants these, at the top level."""
+    """`is_causal` (transformers, vLLM, llama.cpp) is already in the config; TEI needs these, at the top level."""
     rope = config.rope_parameters
     keys = {"use_bidirectional_attention": True}
-    if "full_attention" in rope:  # Gemma 3 has rotary frequencies of their own in its sliding layers
+    if "full_attention" in rope:  # Gemma 3's sliding layers have their own rotary frequencies
         keys["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
     keys["rope_theta"] = rope["rope_theta"]
@@ -130,12 +130,12 @@ def _engine_keys(config) -> dict:
 
 
 def _write_tokenizer(config, tokenizer, folder: Path) -> None:
-    """A tokenizer that opens and ends a text by itself: only sentence-transformers can be told to ask for it."""
+    """A tokenizer that adds opening and end tokens by itself: only sentence-transformers can request them."""
     settings = opening_and_end(config, tokenizer)
     tokenizer.save_pretrained(folder)
     type(tokenizer).from_pretrained(folder, **settings).save_pretrained(folder)
     flags = {name: settings[name] for name in ("add_bos_token", "add_eos_token")}  # llama.cpp
-    # the class that takes tokenizer.json as it is: a family's own may write other tokens around a text
+    # this class uses tokenizer.json as is: a family's own may add other tokens around a text
     _change(folder / "tokenizer_config.json", flags | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 

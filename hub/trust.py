@@ -1,4 +1,4 @@
-"""What a checkpoint may not do when it is loaded: lead out of its folder, run code, hold what is no number."""
+"""Checks a checkpoint before loading: no links out of its folder, no foreign code, no NaN or infinity."""
 
 import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,16 +11,16 @@ KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementatio
 
 def check_source(path: str | Path, revision: str | None = None) -> None:
     """
-    Looks at a checkpoint before anything of it is loaded; whoever loads one for a user calls this first.
+    Checks a checkpoint before anything of it is loaded; call this before loading one for a user.
 
     Args:
-        path (`str` or `Path`): A folder or a Hub id. Of a Hub id only `config.json` is asked for: what its other files may
-            name, huggingface_hub keeps inside its cache.
+        path (`str` or `Path`): A folder or a Hub id. For a Hub id only `config.json` is checked: huggingface_hub keeps
+            whatever its other files name inside its cache.
         revision (`str`, *optional*): Of a Hub id.
 
     Raises:
-        `ValueError` for a folder with a link or a shard outside it, with weights that are no safetensors, or with a
-        configuration that names an attention kernel elsewhere.
+        `ValueError` for a folder with a link or a shard outside it, weights that are not safetensors, or a
+        configuration that names an external attention kernel.
 
     Example:
 
@@ -43,7 +43,7 @@ def check_source(path: str | Path, revision: str | None = None) -> None:
         if not weights and (pickles := sorted(each.name for each in folder.glob("*.bin"))):
             raise ValueError(f"{path}: {pickles[0]} is a pickle, which may run code. Convert it to safetensors.")
     if folder.is_dir() and not (folder / "config.json").is_file():
-        return  # an adapter; or no checkpoint, which transformers tells better
+        return  # an adapter; or no checkpoint, which transformers reports better
     settings, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     for key in KERNELS:
         if "/" in str(settings.get(key)):
@@ -53,14 +53,14 @@ def check_source(path: str | Path, revision: str | None = None) -> None:
 
 
 def leads_out(entry: Path, folder: Path) -> bool:
-    """Whether it is a link to elsewhere. The Hub's cache links each file of a snapshot to its blob."""
+    """Whether it is a link out of the folder. The Hub's cache links each snapshot file to its blob."""
     root = folder.resolve()
     allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
     return entry.is_symlink() and not any(entry.resolve().is_relative_to(place) for place in allowed)
 
 
 def shards(index: Path) -> list[str]:
-    """The files that an index of weights names; `ValueError` if it is none."""
+    """The files that a weight index names; `ValueError` if it is invalid."""
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -71,7 +71,7 @@ def shards(index: Path) -> list[str]:
 
 
 def shard_problem(name: str) -> str | None:
-    """What is wrong with a shard's name, or None. transformers opens whatever an index names."""
+    """What is wrong with a shard's name, or `None`. transformers opens whatever an index names."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.is_absolute() or windows.drive:
         return "by an absolute path"
@@ -83,7 +83,7 @@ def shard_problem(name: str) -> str | None:
 
 
 def check_finite(model: torch.nn.Module) -> None:
-    """Raises `ValueError` with the name of a tensor that holds NaN or infinity: all that it computes would be NaN."""
+    """Raises `ValueError` naming a tensor that holds NaN or infinity, since all outputs would be NaN."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{model.name_or_path}: the tensor {name} holds NaN or infinity. The file is damaged.")

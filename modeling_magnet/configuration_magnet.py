@@ -1,6 +1,6 @@
-"""What MAGNET adds to the configuration of a decoder: how it attends, where its adapter sits, how it encodes and infills.
+"""MAGNET's additions to a decoder's configuration: attention mode, adapter, encoding and infilling.
 
-`MagnetFields` holds the settings; below it stands one short class a family, which puts them before transformers' own.
+`MagnetFields` holds the settings; one short class per family adds them to transformers' own configuration.
 """
 
 import difflib
@@ -22,24 +22,24 @@ from transformers import (
 ATTENTION_MODES = ("causal", "bidirectional", "hybrid")
 ADAPTER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
-NOT_SHARED = ("model_type", "architectures", "auto_map", "transformers_version")  # of the base's config: its classes
+NOT_SHARED = ("model_type", "architectures", "auto_map", "transformers_version")  # specific to the base's classes
 
 
 @dataclass(kw_only=True)
 class MagnetFields:
     r"""
-    The settings of a MAGNET model, beside those of its family's configuration.
+    MAGNET's settings, in addition to those of the family's configuration.
 
     Args:
         attention_mode (`str`, *optional*, defaults to `"causal"`):
-            Attention used by `forward` when the call names none: `"causal"`, `"bidirectional"` or `"hybrid"`.
-            The classification heads are encoders and default to `"bidirectional"` whatever stands here.
+            Default attention mode of `forward`: `"causal"`, `"bidirectional"` or `"hybrid"`. The classification heads
+            are encoders: they ignore this and default to `"bidirectional"`.
         mask_token_id (`int`, *optional*):
-            Id of the token that MNTP puts in place of a masked one (Appendix A uses `"_"` for Llama-2). It is an
-            ordinary token: it is never searched for in user text.
+            Id of the token that replaces masked tokens in MNTP (Appendix A uses `"_"` for Llama-2). It is an ordinary
+            token: user text is never searched for it.
         text_start_token_id (`int`, *optional*):
-            Token that opens every text that is encoded, infilled or trained on. `None`: what the tokenizer itself puts
-            before a text, which is [BOS] for Llama and Gemma and nothing for Qwen and SmolLM2.
+            Id of the token prepended to every text that is encoded, infilled or trained on. `None`: whatever the
+            tokenizer itself prepends ([BOS] for Llama and Gemma, nothing for Qwen and SmolLM2).
         infill_end_token_id (`int`, *optional*):
             Id predicted at the end of a gap of free length; `None` if the checkpoint was not trained to end gaps.
         infill_free_offsets (`list[int]`, *optional*, defaults to `[128]`):
@@ -53,13 +53,13 @@ class MagnetFields:
         pooling (`str`, *optional*, defaults to `"last_token"`):
             Sentence vector: `"last_token"` (the final [EOS], section 3.2.2) or `"mean"`.
         representation_prompt (`str`, *optional*):
-            Instruction put before a sentence that is encoded (Appendix A).
+            Instruction prepended to every encoded sentence (Appendix A).
         projection_head (`str`, *optional*, defaults to `"none"`):
             Head between the sentence vector and the contrastive loss, `"none"`, `"linear"` or `"mlp"`. Used in
             training only (section 3.3).
 
     Raises:
-        `ValueError` (or `StrictDataclassError`) naming the field, the value and what is allowed.
+        `ValueError` (or `StrictDataclassError`) naming the field, its value and the allowed values.
 
     Example:
 
@@ -87,8 +87,7 @@ class MagnetFields:
         _refuse_misspelt(kwargs)
         super().__post_init__(**kwargs)
         self.infill_free_offsets = list(self.infill_free_offsets)
-        # every head can be loaded from one checkpoint, whichever was saved; one that pins other code
-        # (`repo--file.Class`) keeps its own entries
+        # every head loads from every checkpoint; one that pins other code (`repo--file.Class`) keeps its own entries
         name = type(self).__name__.removesuffix("Config")
         entries = {"AutoConfig": f"configuration_magnet.{name}Config", "AutoModel": f"modeling_magnet.{name}Model"}
         heads = ("ForCausalLM", "ForTokenClassification", "ForSequenceClassification")
@@ -98,10 +97,10 @@ class MagnetFields:
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """
-        As in transformers; the configuration of a plain base of the same family is taken as one of MAGNET.
+        As in transformers, but also accepts the configuration of a plain base of the same family.
 
         Raises:
-            `ValueError` for a base of another family, whose weights would be dropped or left random in silence.
+            `ValueError` for a base of another family: its weights would silently be dropped or left random.
         """
         found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         kind = found.get("model_type", cls.model_type)
@@ -114,12 +113,12 @@ class MagnetFields:
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers, but the caller alone chooses a kernel: one that a file names may be code of elsewhere."""
+        """As in transformers, but only the caller can choose a kernel: one named in a file may be remote code."""
         return super().from_dict({key: value for key, value in config_dict.items() if key not in KERNELS}, **kwargs)
 
     @classmethod
     def from_base(cls, base: PreTrainedConfig, **settings):
-        """The configuration of a plain decoder with MAGNET's `settings` beside it."""
+        """A plain decoder's configuration with MAGNET's `settings` added."""
         if base.model_type not in (cls.base_model_type, cls.model_type):
             raise ValueError(f"The base's model_type is {base.model_type!r}. {class_for(base.model_type)}")
         shape = {key: value for key, value in base.to_dict().items() if key not in NOT_SHARED}
@@ -162,7 +161,7 @@ class MagnetFields:
 
 
 def _refuse_misspelt(kwargs: dict) -> None:
-    """A configuration keeps any keyword, so a misspelt setting would be without effect."""
+    """Configurations accept any keyword, so a misspelt setting would have no effect."""
     for key, value in kwargs.items():
         if key == "is_causal":
             raise ValueError("is_causal is not a MAGNET setting: use attention_mode='bidirectional' instead.")
@@ -216,7 +215,7 @@ for config in CONFIGS:
 
 
 def class_for(model_type: str) -> str:
-    """A sentence that names the class for a base of this `model_type`, or the families there are."""
+    """A sentence naming the class for a base of this `model_type`, or else the supported families."""
     for config in CONFIGS:
         if model_type in (config.base_model_type, config.model_type):
             return f"Use {config.__name__.removesuffix('Config')}ForCausalLM."

@@ -1,7 +1,7 @@
 """MAGNET: one set of weights that generates (causal), encodes (bidirectional) and infills (hybrid attention).
 
-Read from top to bottom: the one attention rule (section 3.1, Figure 2), the low-rank adapter and its gate, the decoder
-that puts the two before transformers' own, the language model, the classification heads, and a few lines a family.
+From top to bottom: the attention rule (section 3.1, Figure 2), the low-rank adapter and its gate, the decoder that
+adds both to transformers' own, the language model, the classification heads, and a few lines per family.
 
 This file and its siblings (`from .x import`) are copied into every checkpoint; they import torch, numpy, tqdm,
 transformers, tokenizers, huggingface_hub and safetensors.
@@ -48,7 +48,7 @@ from .scoring_magnet import continuation_logprobs  # noqa: F401 - named here, so
 
 def span_attention_rule(span_ids: torch.Tensor):
     """
-    The one attention rule of MAGNET (section 3.1, Figure 2): every token attends to the whole context; a span token also
+    MAGNET's attention rule (section 3.1, Figure 2): every token attends to the whole context; a span token also
     attends to itself and to the earlier tokens of its own span.
 
     Args:
@@ -56,7 +56,7 @@ def span_attention_rule(span_ids: torch.Tensor):
             0 for a context token, g > 0 for a token of the g-th span. All 0 is bidirectional, all 1 is causal.
 
     Returns:
-        A predicate `allowed(batch, head, query, key) -> bool tensor`, in the form transformers' mask functions take.
+        A predicate `allowed(batch, head, query, key) -> bool tensor`, as transformers' mask functions expect.
     """
 
     def allowed(batch, head, query, key):
@@ -68,7 +68,7 @@ def span_attention_rule(span_ids: torch.Tensor):
 
 
 def window_rule(positions: torch.Tensor, window: int):
-    """A sliding window over positions, `(batch, slots)`: gaps of free length make them jump, and a cache reorders them."""
+    """A sliding window over positions `(batch, slots)`, which jump at free gaps and are reordered in a cache."""
 
     def near(batch, head, query, key):
         return (positions[batch, query] - positions[batch, key]).abs() < window
@@ -87,7 +87,7 @@ def span_ids_from_mask(span_mask: torch.Tensor) -> torch.Tensor:
     """
     Numbers the runs of a boolean span mask: 0 outside, 1, 2, ... for the runs from left to right.
 
-    Two spans that touch are one run in a mask; use `span_ids` to keep them apart.
+    Spans that touch form one run in a mask; use `span_ids` to keep them apart.
 
     Args:
         span_mask (`torch.BoolTensor` of shape `(batch, length)`): `True` at span tokens.
@@ -105,7 +105,7 @@ def span_ids_from_mask(span_mask: torch.Tensor) -> torch.Tensor:
 
     ```
     """
-    before = nn.functional.pad(span_mask, (1, 0))[:, :-1]  # (B, L), the mask one to the right
+    before = nn.functional.pad(span_mask, (1, 0))[:, :-1]  # (B, L), the mask shifted right
     return (span_mask & ~before).cumsum(dim=1) * span_mask
 
 
@@ -113,8 +113,8 @@ def span_ids_from_mask(span_mask: torch.Tensor) -> torch.Tensor:
 
 
 class _Gate(threading.local):
-    """Whether the adapter acts, per thread. Open by default, because activation checkpointing recomputes a layer in
-    a thread of its own; a thread-local (not a context variable) because torch.compile can trace it."""
+    """Whether the adapter is active, per thread. Open by default, because activation checkpointing recomputes layers
+    in another thread; a thread-local (not a context variable) because torch.compile can trace it."""
 
     is_open = True
 
@@ -124,7 +124,7 @@ _gate = _Gate()
 
 @contextlib.contextmanager
 def adapter_gate(is_open: bool):
-    """Opens or closes the adapter for the calls made inside, in this thread only; a gate around that is closed stays so."""
+    """Opens or closes the adapter for calls inside, in this thread only; an outer closed gate stays closed."""
     before, _gate.is_open = _gate.is_open, _gate.is_open and is_open
     try:
         yield
@@ -134,13 +134,13 @@ def adapter_gate(is_open: bool):
 
 class LowRank(nn.Module):
     """
-    The low-rank part beside a linear layer (LoRA): a hook on the layer adds `x A^T B^T alpha / r` to its output while the
-    gate is open. The layer keeps its class and its tensor its name, so a MAGNET checkpoint is the base's, and more.
+    The low-rank adapter (LoRA) of a linear layer: a hook adds `x A^T B^T alpha / r` to the layer's output while the
+    gate is open. The layer keeps its class and its weight's name, so a MAGNET checkpoint contains the base's tensors.
 
     Args:
         linear (`nn.Linear`): The layer, quantised or not.
         r (`int`): Rank.
-        alpha (`float`): The part is scaled by `alpha / r`.
+        alpha (`float`): The adapter is scaled by `alpha / r`.
     """
 
     def __init__(self, linear: nn.Module, r: int, alpha: float):
@@ -153,7 +153,7 @@ class LowRank(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """The identity: B is 0. transformers' functions leave alone what was loaded from a file."""
+        """Resets to the identity (B is 0). transformers' functions skip weights loaded from a file."""
         initialization.kaiming_uniform_(self.A, a=math.sqrt(5))
         initialization.zeros_(self.B)
 
@@ -163,21 +163,21 @@ class LowRank(nn.Module):
         return nn.functional.linear(nn.functional.linear(x, self.A), self.B) * self.scale
 
     def add(self, linear: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        """The forward hook. A bound method: a deep copy of the model gets hooks of its own."""
+        """The forward hook. A bound method, so deep copies of the model get their own hooks."""
         return output + self(args[0]).to(output.dtype) if _gate.is_open else output
 
 
 def attach_adapter(model: nn.Module, adapter: dict | None) -> None:
-    """Puts a [`LowRank`] beside each target that has none, under `<target>_lora`, and its hook on the target."""
+    """Adds a [`LowRank`], `<target>_lora`, for each target that has none, and registers its hook on the target."""
     for parent in list(model.modules()) if adapter else ():
         children = dict(parent.named_children())
-        # in the layers' own order: a set's differs between processes, and with it the draws and the optimizer's state
+        # in layer order: a set's order differs between processes, and with it random draws and the optimizer's state
         for name in [name for name in children if name in adapter["target_modules"]]:
             linear, part = children[name], f"{name}_lora"
             if part not in children:
                 setattr(parent, part, LowRank(linear, adapter["r"], adapter["alpha"]))
             low_rank = getattr(parent, part)
-            # quantising replaces the layer, and with it the hook
+            # quantising replaces the layer and drops its hook
             if not any(getattr(hook, "__self__", None) is low_rank for hook in linear._forward_hooks.values()):
                 linear.register_forward_hook(low_rank.add)
 
@@ -191,7 +191,7 @@ def low_rank_parts(model: nn.Module):
 
 
 class MagnetPreTrained:
-    """Loading and initialising, for every class with a MAGNET decoder. Stands before transformers' class in the bases."""
+    """Loading and initialisation for all classes with a MAGNET decoder. Precedes transformers' class in the bases."""
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -201,22 +201,23 @@ class MagnetPreTrained:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         r"""
-        As in transformers. Takes a MAGNET checkpoint, or a plain one of the same family: `adapter={"r", "alpha",
-        "target_modules"}` and the other fields of [`MagnetFields`] are then set here.
+        As in transformers. Loads a MAGNET checkpoint, or a plain one of the same family with `adapter={"r", "alpha",
+        "target_modules"}` and other fields of [`MagnetFields`] as arguments.
 
         Raises:
-            `ValueError` where the file lacks a tensor of the decoder or has one too many, `RuntimeError` where one has
-            another shape, with its name: such a model would be partly random. A fresh adapter, or a fresh head, is what a plain base lacks.
+            `ValueError` if the file lacks a tensor of the decoder or has an extra one, `RuntimeError` if a shape
+            differs; both name the tensor: such a model would be partly random. A plain base may only lack the
+            adapter and the head, which start fresh.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)  # a pickle may run code
-        # else transformers raises, with the names in a log alone
+        # otherwise transformers raises, with the names only in a log
         wants_any_shape, kwargs["ignore_mismatched_sizes"] = kwargs.get("ignore_mismatched_sizes", False), True
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         attach_adapter(model.base_model, model.config.adapter)
         has_adapter = _declares_adapter(pretrained_model_name_or_path, kwargs)
         missing = [key for key in info["missing_keys"] if "_lora." not in key or has_adapter]
-        heads = ("score.", "projection_head.")  # fresh ones are announced by transformers itself
+        heads = ("score.", "projection_head.")  # transformers itself reports fresh ones
         missing = sorted(key for key in missing if not key.startswith(heads))
         decoder, parts = model.base_model_prefix + ".", dict(model.base_model.named_children())
         extra = sorted(key for key in info["unexpected_keys"] if key.removeprefix(decoder).split(".")[0] in parts)
@@ -224,7 +225,7 @@ class MagnetPreTrained:
         problems = (
             (ValueError, "has no tensors for", missing),
             (ValueError, "has tensors that the model lacks:", extra),
-            (RuntimeError, "has other shapes for", shapes),  # transformers' own type for it
+            (RuntimeError, "has other shapes for", shapes),  # as transformers raises
         )
         for error, problem, keys in problems:
             if keys:
@@ -237,11 +238,12 @@ class MagnetPreTrained:
 
     def load_adapter(self, peft_model_id=None, adapter_name=None, *args, adapter_kwargs=None, **kwargs):
         """
-        As in transformers. An adapter that was exported from a MAGNET checkpoint becomes MAGNET's own again: off in causal
-        mode, saved with the model. Its `adapter_config.json` says `auto_mapping: {"magnet_gated": true, "base_sha256": ...}`.
+        As in transformers. An adapter exported from a MAGNET checkpoint becomes MAGNET's own again: off in causal mode
+        and saved with the model. Its `adapter_config.json` has
+        `auto_mapping: {"magnet_gated": true, "base_sha256": ...}`.
 
         Raises:
-            `ValueError` for an adapter of another base, by shapes and by [`base_sha256`].
+            `ValueError` for an adapter of another base, judged by shapes and [`base_sha256`].
         """
         hub = {"subfolder": "", **(adapter_kwargs or {})}
         found = peft_model_id and cached_file(peft_model_id, "adapter_config.json", **_hub_options(hub))
@@ -282,14 +284,14 @@ class MagnetPreTrained:
         attach_adapter(self.base_model, adapter)
 
     def adapter_disabled(self):
-        """A context in which this thread's calls see the base model in every mode."""
+        """A context manager in which this thread's calls use the base model in every mode."""
         return adapter_gate(False)
 
 
 def base_sha256(model: PreTrainedModel) -> str | None:
     """
-    Tells decoders apart: the sha256 over their base's tensors in bfloat16, in which a model that was loaded in float32 has
-    the same. `None` for weights that were rounded in another way (float16, quantised), which prove nothing.
+    Identifies a base by the sha256 of its tensors in bfloat16, which is the same for a model loaded in float32. `None`
+    for weights rounded differently (float16, quantised), which prove nothing.
     """
     if model.dtype not in (torch.float32, torch.bfloat16) or getattr(model, "is_quantized", False):
         return None
@@ -302,12 +304,12 @@ def base_sha256(model: PreTrainedModel) -> str | None:
 
 
 def _declares_adapter(path, kwargs) -> bool:
-    """Whether the `config.json` beside the weights says that they hold an adapter."""
-    if path is None:  # the weights were handed over as `state_dict=`
+    """Whether the checkpoint's `config.json` says that its weights include an adapter."""
+    if path is None:  # the weights were passed as `state_dict=`
         return False
     try:
         return bool(PreTrainedConfig.get_config_dict(path, **_hub_options(kwargs))[0].get("adapter"))
-    except OSError:  # an adapter's folder, which load_adapter() reads
+    except OSError:  # an adapter's folder, for load_adapter()
         return False
 
 
@@ -321,8 +323,8 @@ def _hub_options(kwargs: dict) -> dict:
 
 class MagnetDecoder(MagnetPreTrained):
     """
-    Puts attention modes before a stock decoder: the mask of the call is built here and handed to transformers' own
-    `forward`. Causal calls go through untouched. The mode lives in the call alone: threads may mix modes on one model.
+    Adds attention modes to a stock decoder: builds the mask of each call and passes it to transformers' own `forward`.
+    Causal calls pass through unchanged. The mode belongs to the call: threads may mix modes on one model.
 
     Example:
 
@@ -360,19 +362,19 @@ class MagnetDecoder(MagnetPreTrained):
         **kwargs,
     ) -> BaseModelOutputWithPast:
         r"""
-        Args (beside those of the stock decoder):
+        Args (in addition to the stock decoder's):
             attention_mode (`str`, *optional*, defaults to `config.attention_mode`):
                 `"causal"`, `"bidirectional"` or `"hybrid"`.
             span_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
-                Needed by, and allowed in, hybrid mode without a cache: 0 = context, g > 0 = g-th span.
+                Required in hybrid mode without a cache, rejected otherwise: 0 = context, g > 0 = g-th span.
             span_mask (`torch.BoolTensor` of shape `(batch, length)`, *optional*):
-                Instead of `span_ids`, where no two spans touch: `True` at span tokens.
+                Alternative to `span_ids` if no spans touch: `True` at span tokens.
             past_key_values (`Cache`, *optional*):
                 Bidirectional mode fills an empty cache (the context of a later infill). Hybrid mode continues one: the
-                cache is the context, and every new token belongs to the one span that is being written.
+                cache is the context, and every new token belongs to the one span being generated.
             context_position_ids (`torch.LongTensor` of shape `(batch, cached context)`, *optional*):
-                Positions of the cached context, where hybrid mode continues one and a layer has a sliding window;
-                defaults to 0, 1, ...
+                Positions of the cached context that hybrid mode continues, for layers with a sliding window; defaults
+                to 0, 1, ...
             use_cache (`bool`, *optional*):
                 Causal mode creates a cache, as the stock decoder does; the other two modes never create one.
 
@@ -396,7 +398,7 @@ class MagnetDecoder(MagnetPreTrained):
                     "You must specify exactly one of input_ids or inputs_embeds"
                 )  # as the stock decoder does
             given = input_ids if inputs_embeds is None else inputs_embeds
-            # the mask functions read shape, dtype and device of the embeddings, and these alone
+            # the mask functions only read shape, dtype and device of the embeddings
             like_embeds = torch.empty(*given.shape[:2], 0, dtype=self.dtype, device=given.device)
             if mode == "hybrid" and past_key_values is not None:
                 attention_mask = self._continuing_mask(
@@ -411,7 +413,7 @@ class MagnetDecoder(MagnetPreTrained):
             return super().forward(attention_mask=attention_mask, past_key_values=past_key_values, **inputs, **kwargs)
 
     def _mask(self, like_embeds, attention_mask, position_ids, past_key_values, span_ids):
-        """The mask of bidirectional mode and of hybrid mode, (B, 1, L, L) in the form of the backend."""
+        """The mask for bidirectional and hybrid mode, (B, 1, L, L), in the backend's format."""
         shape = tuple(like_embeds.shape[:2])
         if attention_mask is not None and tuple(attention_mask.shape) != shape:
             raise ValueError(
@@ -432,14 +434,14 @@ class MagnetDecoder(MagnetPreTrained):
         )
 
     def _continuing_mask(self, like_embeds, attention_mask, position_ids, past_key_values, context_position_ids):
-        """The mask of a span that is written over a cached context: causal, but for windows over positions."""
+        """The mask for a span generated from a cached context: causal, except for windows over positions."""
         if self.window is None or isinstance(attention_mask, dict):
-            return attention_mask  # 2D, or prepared by generate() for a static cache: the stock decoder's own is right
+            return attention_mask  # 2D, or prepared by generate() for a static cache: the stock decoder handles it
         batch, new = like_embeds.shape[:2]
         slots = past_key_values.get_seq_length() + new
         if context_position_ids is None:
             context_position_ids = torch.arange(slots - new, device=like_embeds.device).expand(batch, -1)
-        written = slots - context_position_ids.shape[1]  # of the span so far, the token left of it included
+        written = slots - context_position_ids.shape[1]  # span tokens so far, plus the token left of it
         back = torch.arange(written - 1, -1, -1, device=like_embeds.device)
         last = position_ids[:, -1:] if position_ids is not None else context_position_ids[:, -1:] + written
         positions = torch.cat([context_position_ids, last - back], dim=1)  # (B, slots)
@@ -451,12 +453,12 @@ class MagnetDecoder(MagnetPreTrained):
 
     @property
     def window(self) -> int | None:
-        """Tokens that a sliding layer sees to each side; None where no layer slides."""
+        """Tokens that a sliding-window layer sees on each side; None without such layers."""
         slides = "sliding_attention" in getattr(self.config, "layer_types", ("sliding_attention",))
         return getattr(self.config, "sliding_window", None) if slides else None
 
     def _by_layer_type(self, build, positions):
-        """One mask; or, as the stock decoder takes them, a dictionary of one mask a type of layers."""
+        """One mask or, if the stock decoder expects it, a dictionary of one mask per layer type."""
         near = self.window and window_rule(positions, self.window)
         is_far = near and "flash" in self.config._attn_implementation and (positions.diff() != 1).any()
         if is_far and positions.amax() - positions.amin() >= self.window:
@@ -465,7 +467,7 @@ class MagnetDecoder(MagnetPreTrained):
                 f"jump, a text longer than sliding_window={self.window} needs 'sdpa', 'eager' or 'flex_attention'."
             )
         types = getattr(self.config, "layer_types", None)
-        if types is None:  # Llama, Granite; Mistral, where all layers slide or none
+        if types is None:  # Llama, Granite; Mistral, where all or no layers slide
             return build(near)
         return {kind: build(near if kind == "sliding_attention" else None) for kind in set(types)}
 
@@ -476,9 +478,9 @@ class MagnetDecoder(MagnetPreTrained):
 
 def _attend_both_ways(attention: nn.Module, args: tuple, kwargs: dict):
     """
-    Flash attention takes no mask of ours: it is told here that the call is not causal, and not told of positions, whose
-    jumps at free gaps it would read as the borders of packed texts. transformers' own `is_causal` argument would be
-    written to the config, which threads share.
+    Flash attention does not take our mask: this marks the call as non-causal and drops positions, whose jumps at free
+    gaps it would treat as boundaries of packed texts. transformers' own `is_causal` argument would be written to the
+    config, which threads share.
     """
     if kwargs.pop("attends_both_ways", False):
         kwargs["is_causal"] = False
@@ -491,8 +493,8 @@ def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -
     The mode of this call: `attention_mode`, or else `config.attention_mode`.
 
     Raises:
-        `ValueError` for an unknown mode, and for spans or a cache that the mode cannot honour: nothing is ever attended
-        to in another way than the call says.
+        `ValueError` for an unknown mode, and for spans or a cache that the mode cannot honour: attention never
+        silently differs from the call.
     """
     mode = config.attention_mode if attention_mode is None else attention_mode
     if mode not in ATTENTION_MODES:
@@ -538,7 +540,7 @@ def _is_filled(cache: Cache, mode: str) -> bool:
 
 
 def check_span_ids(span_ids: torch.Tensor, shape: tuple[int, int]) -> None:
-    """Raises `ValueError` unless `span_ids` is an integer tensor of `shape` whose spans are each one unbroken run."""
+    """Raises `ValueError` unless `span_ids` is an integer tensor of `shape` with contiguous spans."""
     if span_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
         raise ValueError(
             f"span_ids has dtype {span_ids.dtype}: must be an integer tensor (use span_mask= for booleans)."
@@ -559,16 +561,16 @@ def check_span_ids(span_ids: torch.Tensor, shape: tuple[int, int]) -> None:
 
 
 def _changes(ids: torch.Tensor) -> torch.Tensor:
-    """How many runs of one positive number each row has, (B,)."""
+    """Number of runs of equal positive ids in each row, (B,)."""
     before = nn.functional.pad(ids, (1, 0))[:, :-1]
     return ((ids != before) & (ids > 0)).sum(1)
 
 
 def _refuse_other_mode_arguments(kwargs: dict) -> None:
-    """A stock forward takes any keyword in silence, so a misspelt `attention_mode` would leave the model causal."""
+    """Stock forwards silently accept any keyword, so a misspelt `attention_mode` would leave the model causal."""
     if (
         "cache" in kwargs
-    ):  # from generate_batch(), whose mask says the same; the config, which threads share, keeps out
+    ):  # from generate_batch(), whose mask says the same; must not reach the config, which threads share
         kwargs.pop("is_causal", None)
     if "is_causal" in kwargs:
         raise ValueError(f"is_causal={kwargs['is_causal']!r}: pass attention_mode= instead.")
@@ -577,7 +579,7 @@ def _refuse_other_mode_arguments(kwargs: dict) -> None:
             raise ValueError(f"{key}={kwargs[key]!r}: unknown argument. Did you mean {close!r}?")
 
 
-@functools.cache  # each decoded token asks again
+@functools.cache  # called for each decoded token
 def _meant(key: str) -> str | None:
     close = difflib.get_close_matches(key, ("attention_mode", "span_ids", "span_mask"), n=1, cutoff=0.85)
     return close[0] if close else None
@@ -587,7 +589,7 @@ def _meant(key: str) -> str | None:
 
 
 def projection_head(kind: str, d: int) -> nn.Module | None:
-    """The head of section 3.3 between h and e; trained, saved, and left out of every embedding."""
+    """The head of section 3.3 between h and e; trained and saved, but not used for embeddings."""
     if kind == "linear":
         return nn.Linear(d, d, bias=False)
     if kind == "mlp":
@@ -624,7 +626,7 @@ class MagnetLM(InfillingMixin, EncodingMixin, MagnetPreTrained):
     @classmethod
     def from_base(cls, path_or_model: str | PreTrainedModel, adapter: dict | None = None, **fields):
         r"""
-        Makes a MAGNET model from a plain one of the same family. A loaded model's weights are taken over, not copied.
+        Builds a MAGNET model from a plain one of the same family. A loaded model's weights are shared, not copied.
 
         Args:
             path_or_model (`str` or `PreTrainedModel`):
@@ -679,8 +681,8 @@ class MagnetLM(InfillingMixin, EncodingMixin, MagnetPreTrained):
         context_position_ids=None,
         **kwargs,
     ):
-        """`generate()` runs in causal mode; infill() also lets it continue a span over a cached context (hybrid). Our
-        arguments of `forward` are named here for `generate()`, which refuses what neither signature names."""
+        """`generate()` runs in causal mode; infill() also lets it continue a span from a cached context (hybrid). The
+        signature lists MAGNET's `forward` arguments because `generate()` rejects arguments in neither signature."""
         mode = self.config.attention_mode if attention_mode is None else attention_mode
         if mode == "hybrid" and (past_key_values is None or past_key_values.get_seq_length() == 0):
             raise ValueError("attention_mode='hybrid' cannot generate from a prompt: use infill(), which fills gaps.")
@@ -699,11 +701,11 @@ class MagnetLM(InfillingMixin, EncodingMixin, MagnetPreTrained):
 
 class MagnetTokenClassifier(MagnetPreTrained):
     """
-    A linear classifier on every token, read from the output one to its left: MNTP trains position i-1 to represent
-    token i (section 4.1). Bidirectional unless the call says otherwise.
+    A linear classifier on every token, applied to the output to its left: MNTP trains position i-1 to represent token
+    i (section 4.1). Bidirectional by default.
     """
 
-    _keep_in_fp32_modules = ["score"]  # also what 8-bit and 4-bit loading leaves alone, a fresh head above all
+    _keep_in_fp32_modules = ["score"]  # also skipped by 8-bit and 4-bit loading, above all a fresh head
 
     def __init__(self, config):
         super().__init__(config)
@@ -723,8 +725,8 @@ class MagnetTokenClassifier(MagnetPreTrained):
         **kwargs,
     ) -> TokenClassifierOutput:
         r"""
-        Args (beside those of [`MagnetDecoder`]):
-            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): Classes; -100 at tokens not to be learnt.
+        Args (in addition to [`MagnetDecoder`]'s):
+            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): Class ids; -100 at ignored tokens.
         """
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, attention_mode=attention_mode, **kwargs
@@ -737,8 +739,8 @@ class MagnetTokenClassifier(MagnetPreTrained):
 
 class MagnetSequenceClassifier(MagnetPreTrained):
     """
-    A linear classifier on the vector that `encode()` gives: the last token's (tokenize with [EOS] behind the text), or
-    the mean, by `config.pooling`. Bidirectional unless the call says otherwise.
+    A linear classifier on the vector that `encode()` returns: the last token's (append [EOS] to the text) or the mean,
+    set by `config.pooling`. Bidirectional by default.
     """
 
     def __init__(self, config):
@@ -758,12 +760,12 @@ class MagnetSequenceClassifier(MagnetPreTrained):
         **kwargs,
     ) -> SequenceClassifierOutput:
         r"""
-        Args (beside those of [`MagnetDecoder`]):
+        Args (in addition to [`MagnetDecoder`]'s):
             attention_mask (`torch.LongTensor` of shape `(batch, length)`, *optional*):
-                0 at padding, on either side. It tells the last token, not the padding's id: where a tokenizer pads with
+                0 at padding, on either side. It locates the last token, not the padding id: if a tokenizer pads with
                 [EOS], transformers' own heads would read the token before it.
             labels (`torch.Tensor`, *optional*):
-                Classes `(batch,)`, or floats for regression and several labels, as `config.problem_type` says.
+                Class ids `(batch,)`, or floats for regression and multi-label tasks, by `config.problem_type`.
         """
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, attention_mode=attention_mode, **kwargs
@@ -786,7 +788,7 @@ class MagnetLlamaModel(MagnetDecoder, models.llama.LlamaModel):
 
 class MagnetLlamaForCausalLM(MagnetLM, models.llama.LlamaForCausalLM):
     decoder_class, config_class = MagnetLlamaModel, MagnetLlamaConfig
-    from_llama = classmethod(MagnetLM.from_base.__func__)  # its name before there were other families
+    from_llama = classmethod(MagnetLM.from_base.__func__)  # its name before other families were added
 
 
 class MagnetMistralModel(MagnetDecoder, models.mistral.MistralModel):
@@ -829,7 +831,7 @@ class MagnetGraniteForCausalLM(MagnetLM, models.granite.GraniteForCausalLM):
     decoder_class, config_class = MagnetGraniteModel, MagnetGraniteConfig
 
 
-FAMILIES = {  # by the model_type of the base
+FAMILIES = {  # by the base's model_type
     "llama": MagnetLlamaForCausalLM,
     "mistral": MagnetMistralForCausalLM,
     "qwen2": MagnetQwen2ForCausalLM,
@@ -838,9 +840,7 @@ FAMILIES = {  # by the model_type of the base
     "granite": MagnetGraniteForCausalLM,
 }
 __all__ = ["FAMILIES"]
-for (
-    language_model
-) in FAMILIES.values():  # their classifiers, which differ in nothing but the family, and all Auto classes
+for language_model in FAMILIES.values():  # their classifiers, which differ only in the family, and all Auto classes
     family = language_model.__name__.removesuffix("ForCausalLM")
     pretrained = language_model.__bases__[1].__bases__[0]  # LlamaPreTrainedModel
     shared = {"decoder_class": language_model.decoder_class, "config_class": language_model.config_class}

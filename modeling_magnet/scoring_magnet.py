@@ -1,4 +1,4 @@
-"""Likelihoods of given tokens: of a fill under the model, of fill and text behind it under the base in causal mode."""
+"""Likelihoods of given tokens: a fill under the model; a fill and the text after it under the causal base model."""
 
 import copy
 
@@ -10,10 +10,10 @@ from .encoding_magnet import padded
 
 def token_logprobs(logits: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor:
     """
-    Log-probability of each token under the logits that predict it, in nats, in float32 at least.
+    Log-probability of each token under the logits that predict it, in nats, computed at least in float32.
 
     Args:
-        logits (`torch.Tensor` of shape `(..., vocab_size)`): What predicts each token.
+        logits (`torch.Tensor` of shape `(..., vocab_size)`): Predictions for each token.
         tokens (`torch.LongTensor` of shape `(...)`): Token ids.
 
     Returns:
@@ -28,17 +28,17 @@ def continuation_logprobs(
     model, left: list[int], rows: list[list[int]], batch_size: int | None = None
 ) -> list[list[float]]:
     """
-    Log-probabilities of texts that go on from one left context, under the base model; the context is read once.
+    Log-probabilities of continuations of one left context under the base model; the context is processed once.
 
     Args:
-        model (`Magnet*ForCausalLM`): Its adapter is off for this.
-        left (`list[int]`): Token ids; a beginning that finds no room in `max_position_embeddings` is left out.
+        model (`Magnet*ForCausalLM`): Its adapter is disabled.
+        left (`list[int]`): Token ids, truncated at the start to fit into `max_position_embeddings`.
         rows (`list[list[int]]`): The continuations' token ids.
-        batch_size (`int`, *optional*): Rows of one forward; it gives logits for each token of each.
+        batch_size (`int`, *optional*): Rows per forward, which computes logits for every token.
 
     Returns:
-        For each row the log-probability of each of its tokens, in nats. Where `left` is empty, nothing predicts a row's
-        first token, which then counts 0.
+        For each row, the log-probability of each token, in nats. If `left` is empty, nothing predicts a row's first
+        token, which then counts 0.
     """
     length = max(map(len, rows), default=0)
     room = model.config.max_position_embeddings - length
@@ -55,7 +55,7 @@ def continuation_logprobs(
 
 
 def _continued(model, cache, first, rows):
-    """Log-probabilities of rows behind a cached text, which stays as it is."""
+    """Log-probabilities of rows after a cached text; the cache is not modified."""
     if not any(rows):
         return [[] for _ in rows]
     ids, mask = padded(rows, model.device)  # (R, T)
@@ -77,15 +77,15 @@ def span_logprobs(
     model, ids: list[int], positions: list[int], at: int, tokens: list[int], end: int | None = None
 ) -> tuple[list[float], float | None]:
     """
-    Log-probability of each token of a given fill, and of the end token behind it, by one hybrid forward.
+    Log-probability of each token of a given fill, and of the end token after it, from one hybrid forward.
 
     Args:
-        model (`Magnet*ForCausalLM`): The adapter acts.
-        ids, positions (`list[int]`): Tokens of the context, of which `ids[at - 1]` stands left of the gap, and where each
-            of them stands. Positions jump at gaps.
-        at (`int`): Where the gap is, 1 or more.
+        model (`Magnet*ForCausalLM`): Its adapter is active.
+        ids, positions (`list[int]`): The context's tokens and their positions, which jump at gaps. `ids[at - 1]` is
+            the token left of the gap.
+        at (`int`): Index of the gap, 1 or more.
         tokens (`list[int]`): The fill.
-        end (`int`, *optional*): The end token, where it is to be scored.
+        end (`int`, *optional*): The end token, to score it too.
 
     Returns:
         The tokens' log-probabilities, and the end token's or `None`, in nats.

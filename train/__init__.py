@@ -2,7 +2,7 @@
 
 import importlib
 
-# imported when asked for: `magnet train --help` need not wait for torch
+# imported lazily, so that `magnet train --help` need not wait for torch
 _MODULES = {
     "MagnetTrainer": "trainer",
     "MagnetTrainingArguments": "arguments",

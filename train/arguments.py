@@ -1,6 +1,6 @@
-"""What `magnet train` can be told: four dataclasses. `recipes.py` reads them from a YAML recipe and from flags.
+"""The settings of `magnet train`: four dataclasses. `recipes.py` reads them from a YAML recipe and from flags.
 
-Each refuses values that are wrong by themselves; `checks.py` refuses those that do not go together.
+Each class rejects invalid values; `checks.py` rejects combinations that conflict.
 """
 
 import math
@@ -14,7 +14,7 @@ from .fields import DataArguments, ModelArguments, TrainingFields, ViewArguments
 
 __all__ = ["DataArguments", "MagnetTrainingArguments", "ModelArguments", "ViewArguments"]
 
-RANGES = {  # of single values; the paper's learning rate is 3e-5, one above 1 is a slip of the keyboard
+RANGES = {  # per setting; the paper's learning rate is 3e-5, so one above 1 is a typo
     "learning_rate": (0, 1),
     "weight_decay": (0, 1),
     "adam_beta1": (0, 1),
@@ -46,8 +46,8 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
             check_range(name, getattr(self, name), low, high)
         self._check_steps()
         self._check_fixed()
-        self.data_seed = self.seed if self.data_seed is None else self.data_seed  # else torch's at that moment
-        # transformers refuses bf16 where there is no GPU, unless it is told that there is none
+        self.data_seed = self.seed if self.data_seed is None else self.data_seed  # else torch's current seed
+        # without a GPU, transformers rejects bf16 unless use_cpu is set
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         self._check_checkpointing()
@@ -74,7 +74,7 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
                 raise ValueError(f"{name}={value}: must be positive; below 1 it is a share of all steps.")
 
     def _check_fixed(self):
-        """Settings of [`TrainingArguments`] that cannot be changed here, or would be without effect."""
+        """Rejects settings of [`TrainingArguments`] that are fixed here or would have no effect."""
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True: would remove the views. Leave it out.")
         if self.label_names:
@@ -87,7 +87,7 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
     def _check_checkpointing(self):
         kwargs = (
             self.gradient_checkpointing_kwargs or {}
-        )  # the old name mirrors the new one, and has been there longer
+        )  # the old name mirrors the new one, and more versions have it
         if kwargs.get("use_reentrant"):
             raise ValueError(
                 f"activation_checkpointing_kwargs={kwargs}: reentrant checkpointing gives wrong gradients with LoRA in several "
@@ -95,7 +95,7 @@ class MagnetTrainingArguments(TrainingFields, TrainingArguments):
             )
 
     def __getstate__(self) -> dict:
-        """What the Trainer pickles into every checkpoint (`training_args.bin`): all but the token, which is a secret."""
+        """The state that the Trainer pickles into every checkpoint (`training_args.bin`), without the secret token."""
         return self.__dict__ | {"hub_token": None}
 
     @property

@@ -1,4 +1,4 @@
-"""From documents to token blocks, and from sentences to token ids; text that spells a control token stays text."""
+"""Tokenizes documents into blocks and sentences into token ids; text that spells a control token stays text."""
 
 import logging
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from .sentences import split_sentences
 
 logger = logging.getLogger(__name__)
 
-SHORTEST_ROW = 8  # tokens; a shorter rest of a text has no room for a span and its context
+SHORTEST_ROW = 8  # tokens; a shorter remainder has no room for a span and its context
 
 
 @dataclass(slots=True)
 class Text:
-    """A block of a text: token ids without the one that opens a row, and where sentences start; both of shape (n,)."""
+    """A block of a text: token ids without the opening token, and where sentences start; both of shape (n,)."""
 
     ids: np.ndarray
     sentence_starts: np.ndarray
@@ -35,7 +35,7 @@ def tokenize_texts(documents: list[Document], tokenizer, max_length: int) -> lis
 
 
 def tokenize_documents(documents: list[Document], tokenizer, max_length: int) -> list[list[Text]]:
-    """The blocks of each document; none for one that is too short."""
+    """The blocks of each document; an empty list if too short."""
     if not documents:
         return []
     encoded = tokenizer(
@@ -70,8 +70,8 @@ def tokenize_sentences(
     sentences: list[str], tokenizer, prompt: str, max_length: int, start: list[int]
 ) -> list[list[int]]:
     """
-    start prompt sentence [EOS], as `encode()` reads a sentence; `start` is [BOS] or nothing. A sentence that is too long
-    loses its end, never its [EOS], and is counted.
+    Builds `start prompt sentence [EOS]`, as `encode()` does; `start` is [BOS] or empty. Sentences that are too long
+    lose their end, never the [EOS], and are counted.
     """
     found, room = [], max_length - len(start) - 1
     for first in tqdm(range(0, len(sentences), 1000), desc="tokenize", unit="k sentences", leave=False):

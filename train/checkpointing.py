@@ -1,8 +1,8 @@
-"""Which checkpoints can be trusted.
+"""Marks and finds complete checkpoints.
 
-transformers writes a checkpoint file by file and takes the folder with the highest number to go on from, whatever is in
-it. Here a checkpoint is complete once `complete.json` lies in it: written last, in one piece, with the size of every file
-and the settings of the run. Whatever ends a save early leaves a folder without it.
+transformers writes a checkpoint file by file and resumes from the folder with the highest number, whatever is in it.
+Here a checkpoint is complete once it contains `complete.json`, which is written last, atomically, with the size of
+every file and the settings of the run. An interrupted save leaves a folder without it.
 """
 
 import json
@@ -30,11 +30,11 @@ def step_of(checkpoint: Path) -> int:
 
 def mark_complete(checkpoint: Path, run: dict, resumable: bool = True) -> None:
     """
-    Writes `complete.json` into a checkpoint. Every file is on the disk before it is, so a power cut is survived too.
+    Writes `complete.json` into a checkpoint, after every other file is on disk, so that it survives a power cut.
 
     Args:
-        checkpoint (`Path`): A folder to which nothing is being written any more.
-        run (`dict`): The settings that determine the weights, as JSON can hold them.
+        checkpoint (`Path`): A folder whose files are all written.
+        run (`dict`): The settings that determine the weights, serializable as JSON.
         resumable (`bool`, defaults to `True`): Whether optimizer, scheduler and generators were saved with the weights.
     """
     files = {}
@@ -47,7 +47,7 @@ def mark_complete(checkpoint: Path, run: dict, resumable: bool = True) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that whoever looks finds the old one or the new one, never a part."""
+    """Writes a file atomically: readers find the old one or the new one, never a part."""
     part = path.with_name(f"{path.name}.part")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -61,7 +61,7 @@ def read_complete(checkpoint: Path) -> dict:
     The content of `complete.json`.
 
     Raises:
-        `ValueError` or `OSError` if there is none or it does not have the form that `mark_complete` gives it.
+        `ValueError` or `OSError` if it is missing or not in the form that `mark_complete` writes.
     """
     content = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
     if not isinstance(content, dict) or {"resumable", "run", "files"} - content.keys():
@@ -72,7 +72,7 @@ def read_complete(checkpoint: Path) -> dict:
 
 
 def problem(checkpoint: Path) -> str | None:
-    """Why a run cannot go on from this folder, naming the file; `None` if it can."""
+    """Why a run cannot resume from this folder, naming the file; `None` if it can."""
     if not checkpoint.is_dir():
         return "there is no such folder"
     try:
@@ -93,7 +93,7 @@ def problem(checkpoint: Path) -> str | None:
 
 
 def newest_complete(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint whose files are all as they were saved. Warns of each newer one, and why it is skipped."""
+    """The newest checkpoint whose files are all intact. Warns about each newer one and why it is skipped."""
     for checkpoint in reversed(checkpoints(output_dir)):
         reason = problem(checkpoint)
         if reason is None:
@@ -103,19 +103,19 @@ def newest_complete(output_dir: str | Path) -> Path | None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Deletes a checkpoint. `complete.json` goes first, so a run that is killed here leaves no damaged one."""
+    """Deletes a checkpoint, `complete.json` first, so that a run killed here leaves no damaged complete one."""
     (checkpoint / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def rotate(newest: Path, limit: int | None, best: Path | None = None) -> None:
     """
-    Deletes what a complete checkpoint makes superfluous: unfinished older folders, and complete ones beyond `limit`.
+    Deletes the older folders that a complete checkpoint replaces: unfinished ones, and complete ones beyond `limit`.
 
     Args:
-        newest (`Path`): The checkpoint that has just been completed; it stays.
-        limit (`int`, *optional*): Complete checkpoints that stay; all of them with `None` or 0.
-        best (`Path`, *optional*): Stays too.
+        newest (`Path`): The checkpoint just completed, which is kept.
+        limit (`int`, *optional*): Complete checkpoints to keep; `None` or 0 keeps all.
+        best (`Path`, *optional*): Also kept.
     """
     older = [path for path in checkpoints(newest.parent) if step_of(path) < step_of(newest)]
     complete = [path for path in older if (path / COMPLETE).is_file()]

@@ -1,4 +1,4 @@
-"""Settings that are each right but do not go together: refused where the run would be wrong, warned of where only odd."""
+"""Settings that are valid alone but conflict: rejected if the run would be wrong, a warning if it would be odd."""
 
 import importlib.util
 import logging
@@ -15,7 +15,7 @@ def check_arguments(
     training_args: MagnetTrainingArguments,
 ) -> None:
     """
-    Compares the four with each other; called by [`parse`]. What depends on the model is checked when it is loaded.
+    Checks the four against each other; called by [`parse`]. Checks that depend on the model run when it is loaded.
 
     Raises:
         `ValueError` naming the parameters, the reason and the fix.
@@ -31,7 +31,7 @@ def check_arguments(
 
 
 def check_training(causal_adapter: bool, view_args: ViewArguments, training_args: MagnetTrainingArguments) -> None:
-    """The part that holds for a [`MagnetTrainer`] made in Python too; raises `ValueError` like [`check_arguments`]."""
+    """Checks that also apply to a [`MagnetTrainer`] made in Python; raises `ValueError` like [`check_arguments`]."""
     _check_objectives(view_args, training_args)
     _check_kl(causal_adapter, view_args, training_args)
     _check_spans(view_args)
@@ -39,7 +39,7 @@ def check_training(causal_adapter: bool, view_args: ViewArguments, training_args
 
 
 def _check_objectives(view_args, training_args):
-    """Row 8 of what must not pass: an objective that is weighted and finds nothing to learn."""
+    """Rejects an objective that has a weight but nothing to learn."""
     causal = view_args.all_span_ratio + view_args.fim_ratio
     if training_args.lambda_msg > 0 and view_args.max_spans == 0 and causal == 0:
         raise ValueError(
@@ -109,8 +109,8 @@ def _check_data(data_args, training_args):
 
 def check_pairs(data_args: DataArguments, training_args: MagnetTrainingArguments) -> None:
     """
-    Refuses SSCL without pairs, before a model is loaded. No part of [`check_arguments`]: to look at a run's
-    settings, nobody needs data.
+    Rejects SSCL without pairs, before a model is loaded. Not part of [`check_arguments`]: inspecting a run's settings
+    needs no data.
 
     Raises:
         `ValueError` naming the parameters and the fix.
@@ -134,11 +134,11 @@ def _check_processes(training_args):
 
 def refuse_data_parallel(training_args: MagnetTrainingArguments) -> None:
     """
-    The Trainer wraps a model in `nn.DataParallel` where a process has several GPUs. Its threads do not inherit the gate
-    of the adapter, which is a thread's own: the causal pass of the KL term, for one, would not be the base's.
+    Rejects several GPUs in one process, where the Trainer would use `nn.DataParallel`. Its threads do not inherit the
+    adapter gate, which is thread-local: the causal pass of the KL term, for example, would not be the base's.
 
     Raises:
-        `ValueError` that tells how to start instead.
+        `ValueError` with the command to use instead.
     """
     if training_args.n_gpu > 1:
         raise ValueError(
@@ -154,7 +154,7 @@ def _check_reports(training_args):
 
 
 def warn_of_late_pairs(training_args: MagnetTrainingArguments) -> None:
-    """Warns where the pairs of a run would never be trained on."""
+    """Warns if a run would never train on its pairs."""
     if 0 < training_args.max_steps <= training_args.sscl_start_step:
         logger.warning(
             "sscl_start_step=%g: not reached in max_steps=%d steps, so SSCL is never trained.",

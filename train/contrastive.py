@@ -1,9 +1,9 @@
-"""Contrastive batches larger than memory: chunks of pairs, and gradients of their vectors that are found beforehand.
+"""Contrastive batches larger than memory: chunks of pairs, with precomputed gradients of their vectors.
 
-L_SSCL couples all pairs of a step, so their graphs would have to lie in memory together. Instead (the GradCache idea) all
-sentences are encoded without a graph, the gradient of the loss with respect to each *vector* is taken, and then each
-chunk is encoded again with a graph and takes its share: dL/dw = sum over chunks of <dL/dv, dv/dw>. The gradient is
-the same; the price is one more forward of the sentences.
+L_SSCL couples all pairs of a step, so their graphs would have to be in memory together. Instead (as in GradCache) all
+sentences are encoded without a graph, the gradient of the loss with respect to each *vector* is computed, and then
+each chunk is encoded again with a graph to add its share: dL/dw = sum over chunks of <dL/dv, dv/dw>. The gradient is
+the same; the cost is one more forward of the sentences.
 """
 
 import torch
@@ -16,7 +16,7 @@ def pair_chunks(batch: dict, size: int) -> list[dict]:
     Args:
         batch (`dict`): `pair_input_ids` and `pair_attention_mask` of shape `(2 P, S)`, first all anchors and then all
             positives, and `pair_ids` and `pair_rows` of shape `(P,)`.
-        size (`int`): Pairs in a chunk; 0 keeps them together.
+        size (`int`): Pairs per chunk; 0 for a single chunk.
 
     Returns:
         Dictionaries like `batch`.

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: `train_log.jsonl`, one line a log call, and `curves.png`."""
+"""The log and plots of a run: `train_log.jsonl`, one line per log call, and `curves.png`."""
 
 import json
 import os
@@ -18,11 +18,11 @@ PANELS = {  # title -> (unit, series: key of the log -> label)
 class CurvesCallback(TrainerCallback):
     """
     Appends every log line to `train_log.jsonl` and draws `curves.png` when training ends. A new run starts a new log; a
-    resumed one goes on with the lines up to its checkpoint, so that the log is that of one undisturbed run.
+    resumed one keeps the lines up to its checkpoint, so that the log equals that of an uninterrupted run.
     """
 
     def on_init_end(self, args, state, control, **kwargs):
-        os.environ.setdefault("WANDB_PROJECT", args.project)  # the Trainer gives `project` to trackio alone
+        os.environ.setdefault("WANDB_PROJECT", args.project)  # the Trainer passes `project` only to trackio
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -31,7 +31,7 @@ class CurvesCallback(TrainerCallback):
         lines = read_log(log_path(args.output_dir)) if state.global_step > 0 else []
         kept = [line for line in lines if _is_before(line, state.global_step, args.eval_on_start)]
         _replace(log_path(args.output_dir), kept)
-        if state.global_step >= state.max_steps:  # killed between the last checkpoint and the picture
+        if state.global_step >= state.max_steps:  # killed between the last checkpoint and the plot
             self.on_train_end(args, state, control)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -49,7 +49,7 @@ def log_path(output_dir) -> Path:
 
 
 def read_log(log: Path) -> list[dict]:
-    """The lines of a log. What a killed process or a full disk left of a line is none."""
+    """The lines of a log, without partial ones left by a killed process or a full disk."""
     lines = []
     for text in log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []:
         try:
@@ -60,7 +60,7 @@ def read_log(log: Path) -> list[dict]:
 
 
 def _is_before(line: dict, step: int, eval_on_start: bool) -> bool:
-    """Whether a resumed run will not write this line again: it goes on behind `step`, or evaluates there first."""
+    """Whether a resumed run will not write this line again: it continues after `step`, or evaluates there first."""
     again = "train_runtime" in line or (eval_on_start and "eval_loss" in line)
     return line["step"] < step or (line["step"] == step and not again)
 

@@ -1,4 +1,4 @@
-"""From texts and sentence pairs to batches: the data set, the collator, and all of a run's data."""
+"""Turns texts and sentence pairs into batches: the dataset, the collator, and a run's data."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ from .views import IGNORE, SpecialTokens, sample_view, special_tokens
 
 logger = logging.getLogger(__name__)
 
-ALARMS = {  # a count, what it is a share of, the share from which it is a warning, and why
+ALARMS = {  # count: what it is a share of, the share above which to warn, and why
     "identical pairs": ("pairs", 0.01, "an anchor that equals its positive teaches SSCL nothing"),
     "near-identical pairs": ("pairs", 0.2, "pairs that differ in a word or two teach SSCL little"),
     "repeated sentences": ("pairs", 0.2, "the same anchors come again and again"),
@@ -37,8 +37,8 @@ ALARMS = {  # a count, what it is a share of, the share from which it is a warni
 
 class MagnetDataset(torch.utils.data.Dataset):
     """
-    Texts, each with its view and its sentence pairs. Item i of epoch e is a function of (seed, e, i) alone, so a resumed
-    run sees what the undisturbed one saw, however many workers or processes there are.
+    Texts, each with its view and its sentence pairs. Item i of epoch e depends only on (seed, e, i), so a resumed run
+    sees the same items as an uninterrupted one, for any number of workers or processes.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class MagnetDataset(torch.utils.data.Dataset):
     ):
         self.texts, self.pairs, self.view_settings, self.tokens = texts, pairs, view_settings, tokens
         self.pairs_per_row, self.seed = pairs_per_row if len(pairs) else 0, seed
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that outlive an epoch see it change
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # shared with persistent workers
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -67,18 +67,18 @@ class MagnetDataset(torch.utils.data.Dataset):
         return {"view": view, "pairs": [self.pairs.deal(epoch, place) for place in places], "row": index}
 
     def origin(self, row: int) -> str:
-        """Where a row's text stands: "texts.txt:17"."""
+        """The location of a row's text: "texts.txt:17"."""
         return self.texts[row].origin or f"row {row}"
 
 
 class LengthGroups(torch.utils.data.Sampler):
     """
-    Rows in random order, but those of a step are of like length: next to no padding. A function of the data set's seed and
-    epoch alone.
+    Random order in which the rows of a step have similar lengths: almost no padding. Depends only on the dataset's
+    seed and epoch.
 
     Args:
-        dataset ([`MagnetDataset`]): Whose rows to order.
-        size (`int`): Rows of a step, in all processes.
+        dataset ([`MagnetDataset`]): The rows to order.
+        size (`int`): Rows per step, over all processes.
     """
 
     def __init__(self, dataset: MagnetDataset, size: int):
@@ -92,8 +92,8 @@ class LengthGroups(torch.utils.data.Sampler):
         lengths = [len(text.ids) for text in self.dataset.texts]
         order = get_length_grouped_indices(lengths, self.size, generator=generator)
         steps = [order[i : i + self.size] for i in range(0, len(order), self.size)]
-        whole = len(order) // self.size  # a rest stays at the end, where it may be dropped
-        # transformers lets fifty steps go from long rows to short ones, which would be a schedule
+        whole = len(order) // self.size  # the remainder stays at the end, where it may be dropped
+        # transformers orders every fifty steps from long rows to short ones, which would be a schedule
         shuffled = torch.randperm(whole, generator=generator).tolist() + list(range(whole, len(steps)))
         return iter([row for number in shuffled for row in steps[number]])
 
@@ -102,8 +102,8 @@ class MagnetCollator:
     """
     Pads views to (B, L) and a batch's sentences to (2 P, S): first all anchors, then all positives.
 
-    `text_rows` (B,) and `pair_rows` (P,) number the rows and pairs of the batch; `pair_ids` (P,) is equal for pairs that
-    share a text and so are no negatives of each other.
+    `text_rows` (B,) and `pair_rows` (P,) number the rows and pairs of the batch. Pairs with equal `pair_ids` (P,)
+    share a text and are not negatives of each other.
     """
 
     def __init__(self, pad_token_id: int):
@@ -130,7 +130,7 @@ class MagnetCollator:
 
 @dataclass
 class Sources:
-    """The texts and sentence pairs of a run as they were read; those held out are only measured."""
+    """The texts and sentence pairs of a run, as read; held-out ones are only evaluated."""
 
     texts: list[Document]
     pairs: list[Pair] = field(default_factory=list)
@@ -140,7 +140,7 @@ class Sources:
 
 @dataclass
 class TrainingData:
-    """What a trainer reads. By `fingerprint` a resumed run sees whether the data are still those of its checkpoint."""
+    """A trainer's data. A resumed run compares `fingerprint` to verify that they are still those of its checkpoint."""
 
     train: MagnetDataset | StreamedDataset
     eval: MagnetDataset | None
@@ -150,7 +150,7 @@ class TrainingData:
 
 
 def build_data(config, tokenizer, data_args, view_args, training_args) -> TrainingData:
-    """Loads and tokenizes texts and pairs, as the arguments say, and logs what is in them."""
+    """Loads and tokenizes texts and pairs according to the arguments, and logs their counts."""
     check_pairs(data_args, training_args)
 
     def load(source):
@@ -159,7 +159,7 @@ def build_data(config, tokenizer, data_args, view_args, training_args) -> Traini
     texts, held_out = load(None if data_args.streaming else data_args.train_file), load(data_args.eval_file)
     sources = Sources(texts, read_pairs(data_args, training_args, texts), held_out)
     if training_args.lambda_sscl > 0 and data_args.eval_pairs_file:
-        # both columns, whatever `positives` says: without dropout a sentence equals itself
+        # both columns, whatever `positives` is: without dropout a sentence equals itself
         sources.held_out_pairs = load_pairs(data_args.eval_pairs_file, data_args.pair_columns, data_args.on_bad)
     blocks = None
     if data_args.streaming:
@@ -176,7 +176,7 @@ def build_data(config, tokenizer, data_args, view_args, training_args) -> Traini
 
 
 def prepare(sources, config, tokenizer, view_args, training_args, blocks: BlockStream | None = None) -> TrainingData:
-    """Tokenizes what was read and says what is in it; the rows of training come from `blocks` where they are streamed."""
+    """Tokenizes the sources and logs their counts; streamed training rows come from `blocks`."""
 
     def deck(pairs):
         reading = (tokenizer, config.representation_prompt, view_args.pair_max_length, start_ids(config, tokenizer))
@@ -187,7 +187,7 @@ def prepare(sources, config, tokenizer, view_args, training_args, blocks: BlockS
     pairs, held_out_pairs = deck(sources.pairs), deck(sources.held_out_pairs)
     counts, callbacks = count_pairs(sources.pairs), []
     if has_own_positives(sources.pairs):
-        del counts["identical pairs"]  # all are, on purpose
+        del counts["identical pairs"]  # intentional
     if blocks is not None:
         train, callbacks = stream(blocks, training_args, pairs, *parts)
         fingerprint = source_fingerprint(blocks.source)
@@ -211,7 +211,7 @@ def prepare(sources, config, tokenizer, view_args, training_args, blocks: BlockS
 
 
 def active_views(view_args, training_args):
-    """The view settings without what no objective reads: no mask without MNTP, no span without MSG."""
+    """The view settings without what no objective uses: no masks without MNTP, no spans without MSG."""
     changes = {"mask_ratio": 0.0} if training_args.lambda_mntp == 0 else {}
     if training_args.lambda_msg == 0 and view_args.fim_ratio == 0:
         changes["max_spans"] = 0
@@ -219,7 +219,7 @@ def active_views(view_args, training_args):
 
 
 def read_pairs(data_args, training_args, documents: list[Document]) -> list[Pair]:
-    """The sentence pairs of `pairs_file`, or long sentences of the texts, each with itself."""
+    """The sentence pairs of `pairs_file`, or long sentences of the texts paired with themselves."""
     if training_args.lambda_sscl == 0:
         if data_args.pairs_file:
             logger.warning("lambda_sscl=0: pairs_file=%s is not read.", data_args.pairs_file)
@@ -237,12 +237,12 @@ def read_pairs(data_args, training_args, documents: list[Document]) -> list[Pair
 
 
 def has_own_positives(pairs: list[Pair]) -> bool:
-    """Whether each sentence is its own positive, told apart by dropout."""
+    """Whether each sentence is its own positive (dropout positives)."""
     return bool(pairs) and all(pair.positive is pair.text for pair in pairs)
 
 
 def tokenize_pairs(pairs: list[Pair], *reading) -> list[tuple[list[int], list[int]]]:
-    """Both sides of each pair, read as [`tokenize_sentences`] is told to."""
+    """Tokenizes both sides of each pair with [`tokenize_sentences`]."""
     anchors = tokenize_sentences([pair.text for pair in pairs], *reading)
     if has_own_positives(pairs):
         return list(zip(anchors, anchors))
@@ -250,16 +250,16 @@ def tokenize_pairs(pairs: list[Pair], *reading) -> list[tuple[list[int], list[in
 
 
 def stream(blocks: BlockStream, training_args, *parts) -> tuple[StreamedDataset, list[TrainerCallback]]:
-    """The streamed data set, and the callback that keeps its position in checkpoints."""
+    """The streamed dataset, and the callback that saves its position in checkpoints."""
     train = StreamedDataset(blocks, *parts, batch_rows=training_args.train_batch_size * training_args.world_size)
-    training_args.ignore_data_skip = True  # the stream itself goes on where the checkpoint was
+    training_args.ignore_data_skip = True  # the stream itself resumes at the checkpoint's position
     training_args.accelerator_config.dispatch_batches = False  # batches differ in length; each process reads its own
     return train, [StreamCallback(train)]
 
 
 def check_rows(dataset: MagnetDataset, args) -> None:
     """
-    Too few rows for one batch would end a run after 0 steps, without an error.
+    Rejects fewer rows than one batch: the run would silently end after 0 steps.
 
     Raises:
         `ValueError` naming rows and batch size.
@@ -277,7 +277,7 @@ def check_rows(dataset: MagnetDataset, args) -> None:
 
 
 def count_texts(documents, texts: list[Text], settings) -> dict[str, int]:
-    def has_room(n):  # as views.sample_spans counts: [BOS] stands before the n tokens
+    def has_room(n):  # as in views.sample_spans: [BOS] precedes the n tokens
         return n >= settings.span_min + 2 and int(n * settings.max_span_share) >= settings.span_min
 
     short = sum(not has_room(len(text.ids)) for text in texts)
@@ -286,7 +286,7 @@ def count_texts(documents, texts: list[Text], settings) -> dict[str, int]:
 
 
 def count_held_out_texts(sources: Sources) -> dict[str, int]:
-    """How many held-out texts are, but for case and spacing, texts of the training data too."""
+    """How many held-out texts also occur in the training data, ignoring case and spacing."""
     if not sources.held_out_texts:
         return {}
     seen = {hash(fold(text.text)) for text in sources.texts}  # hashes: the texts themselves would fill memory
@@ -295,7 +295,7 @@ def count_held_out_texts(sources: Sources) -> dict[str, int]:
 
 
 def count_held_out_pairs(sources: Sources, room: int) -> dict[str, int]:
-    """How many held-out pairs share a sentence with a training pair, and how many the held-out rows have no `room` for."""
+    """How many held-out pairs share a sentence with a training pair, and how many exceed the held-out rows' `room`."""
     if not sources.held_out_pairs:
         return {}
     seen = {hash(fold(side)) for pair in sources.pairs for side in (pair.text, pair.positive)}
@@ -306,7 +306,7 @@ def count_held_out_pairs(sources: Sources, room: int) -> dict[str, int]:
 
 
 def report(counts: dict[str, int], pairs: list[Pair]) -> None:
-    """One line of counts, and a warning for each that is alarming."""
+    """Logs the counts, with a warning for each high one."""
     logger.info("data: %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if counts.get("identical pairs"):
         first = ", ".join(pair.origin for pair in itertools.islice(identical_pairs(pairs), 3))

@@ -1,6 +1,6 @@
-"""The demo: adapt the tiny base for about two minutes, then measure base, adaptation and the shipped checkpoint.
+"""The demo: adapt the tiny base for about two minutes, then evaluate base, adapted model and the shipped checkpoint.
 
-Everything it reads lies in the repository (`examples/assets`), so it runs offline from a fresh clone.
+All its inputs are in the repository (`examples/assets`), so it runs offline from a fresh clone.
 """
 
 import json
@@ -34,10 +34,10 @@ COLUMNS = {
 
 def demo(output_dir: str, max_steps: int | None = None) -> dict:
     """
-    Trains, measures, proves that the checkpoints load elsewhere, and writes `report.md`.
+    Trains, evaluates, verifies that the checkpoints load elsewhere, and writes `report.md`.
 
     Returns:
-        The measures of each system, as printed.
+        The metrics of each system, as printed.
     """
     if not ASSETS.is_dir():
         sys.exit(f"magnet demo: {ASSETS} is not here. Run it from the root of a clone.")
@@ -87,7 +87,7 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def infills(model, tokenizer, count: int = 5) -> str:
-    """Fills one sentence in each of the first held-out stories; the gold sentence stands below."""
+    """Fills one sentence in each of the first held-out stories; the gold sentence follows."""
     lines = []
     for number, story in enumerate(read_stories(STORIES / "validation.jsonl")[:count]):
         sentences = list(story["sentences"])
@@ -113,7 +113,7 @@ def prove_loading(path: Path) -> str:
     Loads the checkpoint in a fresh process outside the repository, without our packages, and compares the results.
 
     Raises:
-        `RuntimeError` if the process fails or computes anything else than this one.
+        `RuntimeError` if the process fails or its results differ.
     """
     script = Path("examples/load_anywhere.py").resolve()
     with tempfile.TemporaryDirectory() as elsewhere:

@@ -1,6 +1,6 @@
-"""The flags of `magnet train` that are ours, each with its meaning and default. Without torch, so that help comes at once.
+"""MAGNET's own flags of `magnet train`, with meaning and default. Does not import torch, so that `--help` is fast.
 
-`arguments.py` puts [`TrainingFields`] before transformers' own.
+`arguments.py` lets [`TrainingFields`] override transformers' fields.
 """
 
 import math
@@ -50,7 +50,7 @@ class ModelArguments:
 
     @property
     def adapter(self) -> dict:
-        """The fresh adapter, as `MagnetLlamaConfig.adapter` has it."""
+        """The new adapter, in the format of `MagnetLlamaConfig.adapter`."""
         return {"r": self.lora_r, "alpha": self.lora_alpha, "target_modules": self.lora_target_modules}
 
 
@@ -172,7 +172,7 @@ class ViewArguments:
 
     @property
     def free_offsets(self) -> list[int]:
-        """The constants that a checkpoint knows, the smaller first."""
+        """The offsets that a checkpoint supports, in ascending order."""
         return [self.free_offset] + ([self.long_free_offset] if self.long_free_offset else [])
 
 

@@ -1,11 +1,11 @@
-"""Fill-in-the-middle rows: the infilling control that needs no new attention (Bavarian et al. 2022).
+"""Fill-in-the-middle rows: the infilling baseline that needs no new attention (Bavarian et al. 2022).
 
-A text is cut into prefix, middle and suffix and put in an order in which a causal model sees both sides first:
+A text is cut into prefix, middle and suffix and reordered so that a causal model sees both sides first:
 
     PSM   [BOS] <PRE> prefix <SUF> suffix <MID> middle [EOS]
     SPM   [BOS] <PRE> <SUF> suffix <MID> prefix middle [EOS]
 
-Llama has no token for the three markers and a LoRA leaves the embeddings as they are, so each is written out as text.
+Llama has no tokens for the three markers and LoRA does not train the embeddings, so the markers are spelled as text.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def fim_row(
         spm (`bool`): Suffix first, so that prefix and middle stay in one piece.
 
     Returns:
-        The row, and the index at which `middle` starts; `end` stands at the end of the row.
+        The row, which ends with `end`, and the index at which `middle` starts.
 
     Example:
 

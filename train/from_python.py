@@ -1,4 +1,4 @@
-"""What a [`MagnetTrainer`] makes of a model and of data sets that it is given in Python."""
+"""Prepares the model and datasets that are passed to a [`MagnetTrainer`] in Python."""
 
 import datasets
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -22,7 +22,7 @@ def prepared(
     args: MagnetTrainingArguments,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TrainingData]:
     """
-    The model with all frozen but what is trained, its tokenizer, and the data as batches need them.
+    The model with everything untrained frozen, its tokenizer, and the data ready for batching.
 
     Args:
         sets (`dict`): `train_dataset`, `train_pairs`, `eval_dataset` and `eval_pairs` of the trainer.
@@ -31,7 +31,7 @@ def prepared(
         `ValueError` naming the argument, the reason and the fix.
     """
     if isinstance(model, str):
-        set_seed(args.seed)  # of the fresh adapter
+        set_seed(args.seed)  # for the new adapter
         check_source(model)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         model = build_model(ModelArguments(model), view_args, tokenizer)
@@ -57,7 +57,7 @@ def prepared(
 
 
 def read_pairs(pairs: datasets.Dataset | None, args: MagnetTrainingArguments) -> list[Pair]:
-    """`text` and `positive` of a data set, or `text` with itself, told apart by dropout."""
+    """Pairs of `text` and `positive`, or of `text` with itself (dropout positives)."""
     if pairs is None:
         return []
     warn_of_late_pairs(args)

@@ -1,4 +1,4 @@
-"""Saving that survives: a Trainer callback that completes, rotates and explains checkpoints, and leaves on a signal."""
+"""Robust saving: a Trainer callback that completes and rotates checkpoints, explains failures, exits on a signal."""
 
 import contextlib
 import logging
@@ -18,22 +18,22 @@ SMALL_FILES = 16 * 2**20  # bytes: tokenizer, configuration, generators
 
 
 class NothingLeftToTrain(Exception):
-    """The checkpoint is the run's last. The Trainer would train one more step before it looks."""
+    """The checkpoint is the run's last. The Trainer would train one more step before checking."""
 
 
 @contextlib.contextmanager
 def guarded(trainer: Trainer, run: dict):
     """
-    Makes the checkpoints of `trainer.train()` trustworthy while the block runs.
+    Guards the checkpoints of `trainer.train()` while the block runs.
 
-    * A checkpoint is complete when its `complete.json` is there; only then are older ones deleted (`save_total_limit`).
-      The Trainer deletes them first, and a process killed in between has none.
-    * A save that fails names the folder, the bytes and the checkpoint to go on from; the half-written folder is deleted.
-    * After SIGTERM or Ctrl-C the running step is finished and saved, and the process leaves at the end of the block.
+    * A checkpoint is complete once it has `complete.json`; only then are older ones deleted (`save_total_limit`). The
+      Trainer deletes them first, so a process killed in between has none.
+    * A failed save reports the folder, the bytes and the checkpoint to resume from; the partial folder is deleted.
+    * After SIGTERM or Ctrl-C the current step is finished and saved, and the process exits at the end of the block.
 
     Args:
         trainer ([`Trainer`]): Not yet started.
-        run (`dict`): What `run_settings` says of this run.
+        run (`dict`): The result of `run_settings` for this run.
 
     Raises:
         `OSError` if a checkpoint cannot be written.
@@ -58,12 +58,12 @@ def guarded(trainer: Trainer, run: dict):
 
 
 class CheckpointGuard(TrainerCallback):
-    """What `guarded` does at each event. Every process runs it; only the main one touches files."""
+    """The callback of `guarded`. Every process runs it; only the main one touches files."""
 
     def __init__(self, run: dict, limit: int | None, interrupts: Interrupts):
         self.run, self.limit, self.interrupts = run, limit, interrupts
         self.left_by = 0  # the signal that ends this run
-        self.saving, self.needed = None, 0  # the folder that is being written, and its size in bytes
+        self.saving, self.needed = None, 0  # the folder being written, and its size in bytes
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
@@ -72,13 +72,13 @@ class CheckpointGuard(TrainerCallback):
             raise NothingLeftToTrain
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.saving = None  # save_strategy=best may have decided against it
+        self.saving = None  # save_strategy=best may have skipped it
 
     def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
         self.left_by = self.interrupts.agreed(args)
         if self.left_by:
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False  # whoever sends SIGTERM does not wait for long
+            control.should_evaluate = False  # after SIGTERM there is little time
         self._prepare(args, state, control, model, optimizer)
 
     def on_epoch_end(self, args, state, control, model=None, optimizer=None, **kwargs):
@@ -97,7 +97,7 @@ class CheckpointGuard(TrainerCallback):
             on_main(args, self._make_room)
 
     def _make_room(self):
-        remove(self.saving)  # of a process that was killed in this save, or damaged since
+        remove(self.saving)  # left by a process killed during this save, or damaged since
         free = shutil.disk_usage(self.saving.parent).free
         if free < self.needed:
             raise OSError(self._message("the disk is full", free))
@@ -112,7 +112,7 @@ class CheckpointGuard(TrainerCallback):
         rotate(checkpoint_of(args, state), self.limit, best)
 
     def explain(self, args, error: Exception) -> None:
-        """Raises an `OSError` that says what to do, if `error` came out of a save."""
+        """Raises an `OSError` that says what to do, if `error` occurred in a save."""
         if self.saving is None or not self.saving.is_dir() or (self.saving / COMPLETE).is_file():
             return
         if args.process_index == 0:
@@ -137,7 +137,7 @@ def checkpoint_of(args, state) -> Path:
 
 
 def bytes_needed(model, optimizer) -> int:
-    """Weights, optimizer states and the small files of a checkpoint."""
+    """Size of a checkpoint: weights, optimizer states and small files."""
     states = [value for state in optimizer.state.values() for value in state.values()]
     tensors = [*model.parameters(), *(value for value in states if hasattr(value, "element_size"))]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + SMALL_FILES

@@ -1,4 +1,4 @@
-"""`magnet train --help` and `magnet paraphrase --help`: what the dataclasses say of themselves, without torch."""
+"""`magnet train --help` and `magnet paraphrase --help`, built from the dataclasses without importing torch."""
 
 import dataclasses
 import importlib.util
@@ -22,10 +22,10 @@ def recipe_names() -> list[str]:
 
 def train_help(others: str) -> str:
     """
-    Our arguments with their meaning.
+    The help text: our arguments with their meaning.
 
     Args:
-        others (`str`): What is said of the further ones that transformers' TrainingArguments has.
+        others (`str`): Text about the remaining arguments of transformers' TrainingArguments.
     """
     recipes = fill(f"Recipes: {', '.join(recipe_names())}, or a YAML file. Flags win over them.", 119)
     usage = f"usage: magnet train [--config RECIPE] [--name value ...]\n\n{EXAMPLES}"
@@ -34,7 +34,7 @@ def train_help(others: str) -> str:
 
 def help_of(cls) -> str:
     """
-    A dataclass's first line, then a line for each field.
+    A dataclass's first docstring line, then one per field.
 
     Example:
 

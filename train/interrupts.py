@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the running step is finished and saved before the process leaves."""
+"""SIGTERM and Ctrl-C: the current step is finished and saved before the process exits."""
 
 import logging
 import os
@@ -12,16 +12,16 @@ import torch.distributed as dist
 logger = logging.getLogger(__name__)
 
 SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
-ECHO = 1.0  # seconds; torchrun passes on the Ctrl-C that the terminal has sent to every process already
+ECHO = 1.0  # seconds; torchrun forwards the Ctrl-C that the terminal has already sent to every process
 
 
 class Interrupts:
     """
-    Catches SIGTERM and Ctrl-C while its block runs: the first is kept in `signal`, a second Ctrl-C raises
+    Catches SIGTERM and Ctrl-C while its block runs: the first is stored in `signal`, a second Ctrl-C raises
     `KeyboardInterrupt` at once. Outside the main thread, where Python allows no handlers, it catches nothing.
 
-    transformers' `enable_jit_checkpoint` knows SIGTERM only, saves after three seconds in the middle of whatever runs
-    then, and lets the script go on to its end as if training had finished.
+    transformers' `enable_jit_checkpoint` handles only SIGTERM, saves after three seconds in the middle of whatever is
+    running, and lets the script continue as if training had finished.
     """
 
     def __init__(self):
@@ -51,7 +51,7 @@ class Interrupts:
             )
 
     def agreed(self, args) -> int:
-        """The signal that any process has caught, 0 for none: a scheduler may tell only one of them."""
+        """The signal that any process has caught, 0 for none: a scheduler may signal only one of them."""
         if args.world_size == 1:
             return self.signal
         caught = torch.tensor(self.signal, device=args.device)

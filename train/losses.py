@@ -20,7 +20,7 @@ def mntp_loss(
     Args:
         logits (`torch.Tensor` of shape `(masked tokens, vocab_size)`): Outputs one to the left of each masked token.
         targets (`torch.LongTensor` of shape `(masked tokens,)`): The tokens that were masked.
-        num_items (`int`, *optional*): Number to divide by, where the batch is spread over steps or processes.
+        num_items (`int`, *optional*): Number to divide by, if the batch is spread over steps or processes.
             Defaults to the number of targets. (The paper divides by N L; a mean per target does not depend on padding.)
 
     Returns:
@@ -41,8 +41,8 @@ def mntp_loss(
 
 def msg_loss(logits: torch.Tensor, targets: torch.Tensor, num_items: int | torch.Tensor | None = None) -> torch.Tensor:
     """
-    Missing span generation, L_MSG of section 3.2.3: each span token from the context and the span's own past. The first
-    one is predicted by the context token left of the gap; in the free layout the last one predicts the end token.
+    Missing span generation, L_MSG of section 3.2.3: predicts each span token from the context and the span's past. The
+    context token left of the gap predicts the first one; in the free layout the last one predicts the end token.
 
     Arguments and result as in [`mntp_loss`].
     """
@@ -92,7 +92,7 @@ def sscl_loss(
         positives (`torch.Tensor` of shape `(pairs, d)`): Vectors e+ of their paraphrases.
         temperature (`float`, *optional*, defaults to 0.1): tau of Appendix A.
         same_text (`torch.BoolTensor` of shape `(pairs, pairs)`, *optional*): `True` where a candidate repeats a text of
-            the anchor's own pair. Such candidates are left out of the sum, since they are no negatives.
+            the anchor's own pair. Such candidates are excluded from the sum, since they are not negatives.
 
     Returns:
         Scalar float32 tensor: the mean over anchors; 0 for no pairs.

@@ -1,4 +1,4 @@
-"""What a run tells about itself: losses and accuracies of each objective, tokens per second, and why it had to stop."""
+"""Metrics and messages of a run: loss and accuracy of each objective, tokens per second, and why it stopped."""
 
 import time
 
@@ -9,10 +9,10 @@ OBJECTIVES = ("mntp", "sscl", "msg", "kl")
 
 class Metrics:
     """
-    Sums over the batches since the last log line; a line shows means over their targets, on all processes.
+    Sums over the batches since the last log line; a line shows means over their targets, across all processes.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): Adds up over processes.
+        accelerator ([`~accelerate.Accelerator`]): Sums over processes.
     """
 
     def __init__(self, accelerator):
@@ -22,7 +22,7 @@ class Metrics:
         self._tokens, self._seconds, self._started = 0, 0.0, None
 
     def record(self, name: str, total: torch.Tensor, count: torch.Tensor, right: torch.Tensor) -> None:
-        """Adds a sum of losses over `count` targets, of which `right` were predicted. Costs no synchronisation."""
+        """Adds a sum of losses over `count` targets, `right` of them predicted correctly. Does not synchronise."""
         kept = self._sums.setdefault(name, torch.zeros(3, dtype=torch.float64, device=total.device))
         kept += torch.stack([total.detach().double(), count.double(), right.double()])
 
@@ -36,7 +36,7 @@ class Metrics:
         self._seconds += time.perf_counter() - self._started
 
     def line(self, prefix: str) -> dict[str, float]:
-        """The entries of one log line, `prefix` is `""` or `"eval_"`; the sums start anew. All processes must call it."""
+        """The entries of one log line, `prefix` is `""` or `"eval_"`; resets the sums. All processes must call it."""
         line = {}
         for name in OBJECTIVES:
             if prefix + name in self._sums:
@@ -48,7 +48,7 @@ class Metrics:
         return line if prefix else line | {f"lambda_{name}": weight for name, weight in self.lambdas.items()}
 
     def tokens_per_second(self) -> float:
-        """Tokens of texts and sentences, without padding, that all processes trained on per second since the last call."""
+        """Tokens per second since the last call: texts and sentences, without padding, over all processes."""
         tokens = torch.as_tensor(self._tokens, dtype=torch.float64, device=self.accelerator.device)
         total = self.accelerator.reduce(tokens, reduction="sum").item()
         seconds, self._tokens, self._seconds = self._seconds, 0, 0.0
@@ -66,7 +66,7 @@ def not_finite(name: str, value: float, step: int, rows: list[str]) -> str:
 
 
 def out_of_memory(inputs: dict, step: int, error: Exception) -> str:
-    """The message for a step that does not fit: what was in it, and which setting makes it smaller."""
+    """The message for a step that does not fit: its contents, and the settings that make it smaller."""
     rows, length = inputs["input_ids"].shape
     pairs = (
         f" and {len(inputs['pair_ids'])} pairs of {inputs['pair_input_ids'].shape[1]}" if "pair_ids" in inputs else ""

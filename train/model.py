@@ -1,4 +1,4 @@
-"""The model of a run: a base with a fresh adapter, or a MAGNET checkpoint that is trained further."""
+"""The model of a run: a base with a new adapter, or a MAGNET checkpoint to train further."""
 
 import importlib.util
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer) -> PreTrainedModel:
-    """The base with a fresh adapter, or a MAGNET checkpoint as it is; only adapter and projection head train."""
+    """The base with a new adapter, or a MAGNET checkpoint as is; only adapter and projection head are trained."""
     path, settings = model_args.model_name_or_path, {}
     family, is_magnet = family_of(path)
     if is_magnet:
@@ -34,10 +34,10 @@ def build_model(model_args: ModelArguments, view_args: ViewArguments, tokenizer)
 
 def family_of(path: str) -> tuple[type[PreTrainedModel], bool]:
     """
-    The class for a checkpoint, and whether it is a MAGNET one already.
+    The class for a checkpoint, and whether it is already a MAGNET one.
 
     Raises:
-        `ValueError` for a model that is of none of the families.
+        `ValueError` for a model of an unsupported family.
     """
     kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
     family = FAMILIES.get(kind.removeprefix("magnet_"))
@@ -51,7 +51,7 @@ def family_of(path: str) -> tuple[type[PreTrainedModel], bool]:
 
 def prepare_model(model, view_args: ViewArguments, tokenizer, mask_token: str = "_") -> PreTrainedModel:
     """
-    Writes into the model's configuration what its training views rely on, and freezes all but what is trained.
+    Sets the configuration values that the training views rely on, and freezes everything that is not trained.
 
     Raises:
         `ValueError` for a model that has nothing to train.
@@ -59,7 +59,7 @@ def prepare_model(model, view_args: ViewArguments, tokenizer, mask_token: str = 
     check_tokenizer(tokenizer, model.config)
     if model.config.mask_token_id is None:
         model.config.mask_token_id = mask_token_id(mask_token, tokenizer)
-    if view_args.gap_layout == "mixed":  # a checkpoint that is trained further may have been trained without it
+    if view_args.gap_layout == "mixed":  # a checkpoint to train further may lack it
         model.config.infill_end_token_id = tokenizer.eos_token_id
         model.config.infill_free_offsets = view_args.free_offsets
     for name, parameter in model.named_parameters():
@@ -71,22 +71,22 @@ def prepare_model(model, view_args: ViewArguments, tokenizer, mask_token: str = 
             "model: it has no adapter, so nothing would be trained. Load it with adapter={'r': 16, 'alpha': 32, "
             "'target_modules': ['q_proj', 'k_proj', 'v_proj', 'o_proj']}."
         )
-    # the Trainer refuses a quantised model that is in no wrapper of PEFT's; its weights are frozen, the adapter's are not
+    # the Trainer rejects a quantised model without a PEFT wrapper; here the base is frozen, the adapter is not
     model.is_quantized = False
     return model
 
 
 def is_trained(name: str) -> bool:
-    """Whether the parameter of this name is trained: adapter and projection head are, the base is frozen."""
+    """Whether the parameter with this name is trained: adapter and projection head are, the base is frozen."""
     return "_lora." in name or "projection_head" in name
 
 
 def loading(model_args: ModelArguments) -> dict:
     """
-    How `from_pretrained` is to load the base: its dtype, or 8 or 4 bits through bitsandbytes.
+    How `from_pretrained` loads the base: its dtype, or 8 or 4 bits through bitsandbytes.
 
     Raises:
-        `ValueError` where bitsandbytes is not installed.
+        `ValueError` if bitsandbytes is not installed.
     """
     how = {"dtype": model_args.dtype}
     bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
@@ -102,7 +102,7 @@ def loading(model_args: ModelArguments) -> dict:
         bnb_4bit_quant_type="nf4",  # QLoRA's data type, compute dtype and double quantisation
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
-        llm_int8_skip_modules=["lm_head", "projection_head"],  # these stay exact
+        llm_int8_skip_modules=["lm_head", "projection_head"],  # not quantised
     )
     how["device_map"] = {"": PartialState().device}  # each process fills its own device
     return how
@@ -110,7 +110,7 @@ def loading(model_args: ModelArguments) -> dict:
 
 def unquantised(weights, model_args: ModelArguments, view_args: ViewArguments, tokenizer):
     """
-    The trained adapter over the base as it is on the disk.
+    The trained adapter on the unquantised base from disk.
 
     Args:
         weights (`dict`): The trained model's state dict.
@@ -134,7 +134,7 @@ def mask_token_id(text: str, tokenizer) -> int:
 
 
 def text_start_token_id(text: str, tokenizer) -> int:
-    """The id of the token that opens every text; a special token is spelt as such, unlike in texts."""
+    """The id of the token that opens every text; unlike in texts, special tokens are parsed."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise ValueError(f"text_start_token={text!r}: must be one token of the tokenizer, and is {len(ids)}.")
@@ -142,7 +142,7 @@ def text_start_token_id(text: str, tokenizer) -> int:
 
 
 def check_lengths(config, view_args: ViewArguments) -> None:
-    """Free gaps move positions to the right; all must stay inside what the base was trained on."""
+    """Free gaps shift positions right; all must stay within the range the base was trained on."""
     offset = max(view_args.free_offsets)
     jump = view_args.max_spans * offset if view_args.gap_layout == "mixed" else 0
     jump = max(jump, MOST_MARKER_TOKENS + 1 if view_args.fim_ratio > 0 else 0)

@@ -1,11 +1,11 @@
-"""The output folder of a run: created, and known to be writable, before anything is computed."""
+"""The output folder of a run, created and checked to be writable before anything is computed."""
 
 import tempfile
 from pathlib import Path
 
 
 def check_writable(folder: Path) -> None:
-    """Creates the folder with its parents and writes a file into it, the only test that holds for every user."""
+    """Creates the folder with its parents and writes a file into it, the only test that works for every user."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -22,16 +22,16 @@ from .sentences import fold, long_sentences
 
 logger = logging.getLogger(__name__)
 
-SORTED_BATCHES = 64  # that many are sorted by length together, so that a batch has little padding
+SORTED_BATCHES = 64  # batches sorted by length together, so that each has little padding
 
 
 def paraphrase(args: ParaphraseArguments) -> dict[str, int]:
     """
-    Writes `args.output`, one `{"text", "positive"}` a line, and returns counts of what was written and left out. The file
-    appears when it is complete.
+    Writes `args.output`, one `{"text", "positive"}` per line, and returns counts of what was written and left out. The
+    file appears when it is complete.
 
     Raises:
-        `ValueError` where the source, the model or the output cannot be used.
+        `ValueError` if the source, the model or the output cannot be used.
     """
     output = Path(args.output)
     if output.exists():
@@ -78,7 +78,7 @@ def is_long(document: Document, min_words: int) -> bool:
 
 def in_batches(sentences: list[str], size: int) -> list[list[str]]:
     """
-    Batches of sentences of like length; which ones is a function of the sentences and the size alone.
+    Batches of sentences of similar length, determined by the sentences and the size alone.
 
     >>> in_batches(["a long one", "b", "c"], 2)
     [['b', 'c'], ['a long one']]
@@ -94,7 +94,7 @@ def in_batches(sentences: list[str], size: int) -> list[list[str]]:
 
 
 class Paraphraser:
-    """The model and its tokenizer: `paraphraser(sentences, number)` gives pairs and counts of batch `number`."""
+    """The model and its tokenizer: `paraphraser(sentences, number)` returns pairs and counts of batch `number`."""
 
     def __init__(self, args):
         self.args = args
@@ -140,7 +140,7 @@ class Paraphraser:
         return pairs, {"same as the sentence": same, "inputs cut": too_long, "paraphrases cut": unfinished}
 
     def encode(self, sentences: list[str]):
-        """Token ids of a batch, and how many sentences lost their end."""
+        """Token ids of a batch, and how many sentences were truncated."""
         texts = [self.args.prefix + sentence for sentence in sentences]
         options = {"split_special_tokens": True, "verbose": False}
         room = min(self.args.max_input_tokens, self.tokenizer.model_max_length)

@@ -1,11 +1,11 @@
-"""What `magnet paraphrase` can be told. Without torch, so that help comes at once."""
+"""The settings of `magnet paraphrase`. Imports no torch, so that `--help` is fast."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class ParaphraseArguments:
-    """What `magnet paraphrase` can be told."""
+    """The settings of `magnet paraphrase`."""
 
     model_name_or_path: str = field(metadata={"help": "Sequence-to-sequence model: a folder or a Hub id."})
     input: str = field(metadata={"help": "Texts, as train_file of magnet train: a file, a folder or a Hub id."})

@@ -1,4 +1,4 @@
-"""Whether a run computes in bfloat16, where its settings leave that to the machine (`bf16: auto`)."""
+"""Decides whether a run computes in bfloat16, if its settings leave that open (`bf16: auto`)."""
 
 import functools
 import os
@@ -14,10 +14,10 @@ MARGIN = 1.1  # autocast casts the base's weights in every step
 @functools.cache
 def bf16_is_faster(use_cpu: bool = False) -> tuple[bool, str]:
     """
-    Chooses by half a second's measurement: CPUs differ a hundredfold in how fast they multiply in bfloat16.
+    Chooses by measuring for half a second: CPUs differ a hundredfold in how fast they multiply in bfloat16.
 
     Args:
-        use_cpu (`bool`, *optional*, defaults to `False`): As [`TrainingArguments`] has it: the CPU even where a GPU is.
+        use_cpu (`bool`, *optional*, defaults to `False`): As in [`TrainingArguments`]: the CPU even if there is a GPU.
 
     Returns:
         Whether to compute in bfloat16, and why, as a short sentence.

@@ -1,4 +1,4 @@
-"""What one process does for all of them: files are checked, locked and deleted once, and an error reaches everyone."""
+"""Work that one process does for all: files are checked and deleted once, and an error reaches every process."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,11 +12,11 @@ def on_main(args, function: Callable[[], Result]) -> Result:
     """
     Calls `function` in the main process only; every process gets its result, or raises its error.
 
-    Without the second half the others would wait for a main process that has already failed. It is a meeting point
-    too: no process goes on before all have come here.
+    If errors were not shared, the others would wait for a main process that has already failed. This is also a
+    barrier: no process continues before all have arrived.
 
     Args:
-        args ([`TrainingArguments`]): Knows the process and how many there are.
+        args ([`TrainingArguments`]): Gives the process index and world size.
         function (`Callable`): Its result must be picklable, and so must the `OSError` or `ValueError` it raises.
     """
     if args.world_size == 1:
@@ -28,7 +28,7 @@ def on_main(args, function: Callable[[], Result]) -> Result:
         except (OSError, ValueError) as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome)
-    dist.barrier()  # a broadcast lets its sender go on alone
+    dist.barrier()  # a broadcast does not block its sender
     result, error = outcome
     if error is not None:
         raise error

@@ -1,4 +1,4 @@
-"""The settings a run was made with, and where each came from: printed at its start, kept beside its checkpoint."""
+"""The settings of a run and where each came from: printed at its start, saved with its checkpoint."""
 
 import dataclasses
 from pathlib import Path
@@ -10,12 +10,12 @@ from .arguments import MagnetTrainingArguments
 from .recipes import CONFIGURATION, OWN_NAMES
 
 SECRETS = ("hub_token",)
-# of the process and not of the run, or old names of others
+# specific to a process, not to the run, or old names
 LEFT_OUT = ("local_rank", "gradient_checkpointing", "gradient_checkpointing_kwargs", *SECRETS)
 
 
 def configuration(arguments) -> dict:
-    """Every setting of the four dataclasses as YAML can hold it, without secrets."""
+    """All settings of the four dataclasses, serializable as YAML, without secrets."""
     model_args, data_args, view_args, training_args = arguments
     settings = {}
     for part in (model_args, data_args, view_args):
@@ -25,9 +25,9 @@ def configuration(arguments) -> dict:
 
 
 def describe(arguments, sources: dict[str, str]) -> str:
-    """One line for each of our settings and for each other that is not at its default, with its source."""
+    """One line for each of our settings and for each other non-default one, with its source."""
     settings = configuration(arguments)
-    # a second MagnetTrainingArguments would tell the defaults too, but under DeepSpeed it replaces the run's own state
+    # not from a second MagnetTrainingArguments: under DeepSpeed it replaces the run's own state
     defaults = {field.name: field.default for field in dataclasses.fields(MagnetTrainingArguments)}
     changed = {name for name in sources if (settings.get(name) or None) != (defaults.get(name) or None)}
     named = [name for name in settings if name in OWN_NAMES or name in changed]
@@ -37,12 +37,12 @@ def describe(arguments, sources: dict[str, str]) -> str:
 
 class ConfigurationCallback(TrainerCallback):
     """
-    Writes `training_config.yaml` into `output_dir` when training starts, and into each checkpoint: complete, so that
-    `--config` reads it back to the same settings.
+    Writes all settings to `training_config.yaml`, in `output_dir` when training starts and in each checkpoint.
+    `--config` restores the same settings from it.
 
     Args:
-        arguments: The four dataclasses, as they were given: what is set later is no setting.
-        sources (`dict[str, str]`, *optional*): Where values came from, as [`parse_with_sources`] tells it.
+        arguments: The four dataclasses as given, without values set later.
+        sources (`dict[str, str]`, *optional*): Where values came from, as returned by [`parse_with_sources`].
     """
 
     def __init__(self, arguments, sources: dict[str, str] | None = None):
@@ -58,7 +58,7 @@ class ConfigurationCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():  # save_strategy=best may have decided against it
+        if state.is_world_process_zero and folder.is_dir():  # save_strategy=best may have skipped it
             (folder / CONFIGURATION).write_text(self.text, encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
-"""From files, folders and Hub data sets to records: lazily, each with the place it stands at ("texts.txt:17").
+"""Reads files, folders and Hub datasets lazily into records, each with its location ("texts.txt:17").
 
-Text and JSON lines are read by a loop of our own, because no library tells file and line of a bad row; Parquet and Hub
-data sets are read by `datasets`.
+Text and JSON lines are read by our own loop, because no library reports file and line of a bad row; Parquet and Hub
+datasets are read by `datasets`.
 """
 
 import gzip
@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 logger = logging.getLogger(__name__)
 
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-LONGEST_LINE = 100 * 2**20  # bytes; a line above it is no text but a file without line breaks
+LONGEST_LINE = 100 * 2**20  # bytes; a longer line is a file without line breaks, not text
 HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w.-]+))?")
 
 
 @dataclass(slots=True)
 class Record:
-    """A row as it was read, or the reason why it cannot be used."""
+    """A row as read, or the reason why it cannot be used."""
 
     origin: str
     values: dict | None
@@ -35,7 +35,7 @@ class Record:
 
 class BadRows:
     """
-    What happens to a row that cannot be used: `on_bad="raise"` stops at the first, `"skip"` counts them.
+    Handles rows that cannot be used: `on_bad="raise"` stops at the first, `"skip"` counts them.
 
     >>> bad = BadRows("skip")
     >>> bad.add("texts.jsonl:3", "no JSON object")
@@ -63,7 +63,7 @@ class BadRows:
 
 
 def list_files(source: str) -> list[Path] | None:
-    """The files of a source: itself, or all of a folder that can be read, in sorted order. None: it is a Hub id."""
+    """The files of a source: itself, or all readable files of a folder, sorted; `None` for a Hub id."""
     if not source:
         raise ValueError("'': names no file, folder or Hub data set.")
     path = Path(source)
@@ -100,22 +100,22 @@ def read_records(
     name: str | None = None,
 ) -> Iterator[Record]:
     """
-    The records of a file, a folder, the train split of a Hub data set (`owner/name`, `owner/name:config`, either with
-    `@revision`) or a data set, from number `start` on. Bad rows and blank lines are records too, so that numbers do not
-    depend on what is in a row; those before `start` are read but not decoded.
+    The records of a file, a folder, the train split of a Hub dataset (`owner/name`, `owner/name:config`, either with
+    `@revision`) or a dataset, from number `start` on. Bad rows and blank lines count as records, so that numbers do
+    not depend on row contents; records before `start` are read but not decoded.
 
     Args:
-        columns (`list[str]`): The columns that are needed. A record without them says which it has.
-        streaming (`bool`): Whether a Hub data set is read over the network as it goes rather than downloaded first.
-            Files are always read as it goes.
-        name (`str`, *optional*): What messages call a data set.
+        columns (`list[str]`): The required columns. A record without them lists those it has.
+        streaming (`bool`): Whether to stream a Hub dataset over the network instead of downloading it first. Files are
+            always streamed.
+        name (`str`, *optional*): The name of a dataset in messages.
     """
     in_memory = isinstance(source, datasets.Dataset)
     files = None if in_memory else list_files(source)
     if files is None:
         rows, name = (source, name) if in_memory else (load_hub(source, streaming), source)
         rows = _select(rows, name, columns)
-        yield from _dataset_records(rows, name, columns, start)  # a broken connection is no bad row: it is raised
+        yield from _dataset_records(rows, name, columns, start)  # a broken connection is not a bad row: it raises
         return
     rows = itertools.chain.from_iterable(_rows(file, columns) for file in files)
     for _ in tqdm(range(start), desc="skip", unit=" rows", leave=False, disable=start < 100_000):
@@ -134,7 +134,7 @@ def _rows(file: Path, columns):
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes | str]]:
-    """Line numbers and lines; in place of a line that cannot be had (str) the reason."""
+    """Line numbers and lines; for a line that cannot be read, the reason (str)."""
     with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
         for number in itertools.count(1):
             try:
@@ -178,11 +178,11 @@ def _checked(origin: str, values: dict, columns) -> Record:
     return Record(origin, values)
 
 
-# ---------------------------------------------------------------------------------------------- Parquet and data sets
+# ----------------------------------------------------------------------------------------------- Parquet and datasets
 
 
 def load_hub(source: str, streaming: bool):
-    """The train split of a Hub data set, `owner/name` or `owner/name:config`, either with `@revision`."""
+    """The train split of a Hub dataset, `owner/name` or `owner/name:config`, either with `@revision`."""
     hub = HUB_ID.fullmatch(source)
     try:
         return datasets.load_dataset(
@@ -211,7 +211,7 @@ def _parquet_records(file: Path, columns) -> Iterator[Record]:
 
 def _select(rows, source: str, columns):
     names = rows.column_names
-    if names is None:  # a stream that does not tell in advance
+    if names is None:  # a stream whose columns are not known in advance
         return rows
     for column in columns:
         if column not in names:
@@ -221,7 +221,7 @@ def _select(rows, source: str, columns):
 
 def _dataset_records(rows, source: str, columns, start: int = 0) -> Iterator[Record]:
     number = start
-    # not `for row in rows`: inside a data-loader worker that would give this worker a share of the rows only
+    # not `for row in rows`: a data-loader worker would get only a share of the rows
     for batch in rows.skip(start).iter(batch_size=100):
         for values in zip(*batch.values()):
             number += 1
@@ -238,7 +238,7 @@ class Document:
 
 
 def document(record: Record, column: str, bad: BadRows) -> Document | None:
-    """The text of a record; a list is joined by spaces. None where it is empty, or bad and skipped."""
+    """The text of a record; a list is joined by spaces. `None` if it is empty, or bad and skipped."""
     if record.problem:
         return bad.add(record.origin, record.problem)
     value = record.values.get(column, "")  # a blank line between JSON objects has no columns
@@ -251,7 +251,7 @@ def document(record: Record, column: str, bad: BadRows) -> Document | None:
 
 
 def problem_of(value) -> str:
-    """Why a value is no text; "" if it is one."""
+    """Why a value is not text; "" if it is."""
     if not isinstance(value, str):
         return f"holds {str(value)[:80]!r} ({type(value).__name__}), which is no text"
     try:
@@ -263,7 +263,7 @@ def problem_of(value) -> str:
 
 def load_texts(source, column: str, on_bad: str = "raise", name: str | None = None) -> list[Document]:
     """
-    The non-empty texts of a source of [`read_records`], in memory; empty ones are counted.
+    Loads the non-empty texts of a source of [`read_records`] and counts empty ones.
 
     Raises:
         `ValueError` naming file and line of the first bad row, or the source if it holds no text at all.

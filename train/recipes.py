@@ -1,4 +1,4 @@
-"""Reads a run's settings: a YAML recipe, then flags, which win; remembers where each came from."""
+"""Reads a run's settings from a YAML recipe, overridden by flags, and records where each came from."""
 
 import argparse
 import dataclasses
@@ -17,21 +17,20 @@ from .help import OWN_NAMES, RECIPES, recipe_names, train_help
 from .precision import bf16_is_faster
 
 AUTO = {"dtype": ("float32", "bfloat16"), "bf16": (False, True)}  # without and with bfloat16
-CONFIGURATION = "training_config.yaml"  # that a run leaves in its output_dir
+CONFIGURATION = "training_config.yaml"  # written by a run to its output_dir
 ARGUMENTS = (ModelArguments, DataArguments, ViewArguments, MagnetTrainingArguments)
 NAMES = [field.name for cls in ARGUMENTS for field in dataclasses.fields(cls)]
 
 
 def parse(args: list[str] | None = None) -> tuple:
     """
-    Reads `--config RECIPE` (a name in `configuration_magnet/recipes`, or a YAML file) and flags; flags win.
+    Reads `--config RECIPE` (a name in `configuration_magnet/recipes`, or a YAML file) and flags, which override it.
 
     Returns:
         One instance each of `ModelArguments`, `DataArguments`, `ViewArguments` and `MagnetTrainingArguments`.
 
     Raises:
-        `ValueError` for a name that no argument has (the message gives the nearest), for a wrong value, and for values
-        that do not go together.
+        `ValueError` for an unknown name (the message suggests the nearest), an invalid value, or values that conflict.
 
     Example:
 
@@ -49,11 +48,10 @@ def parse(args: list[str] | None = None) -> tuple:
 
 def parse_with_sources(args: list[str] | None = None) -> tuple:
     """
-    Like [`parse`], and says where each value came from.
+    Like [`parse`], with the source of each value.
 
     Returns:
-        The four instances, and a `dict` from name to `"flag"` or the recipe's file name, for all that is not at its
-        default.
+        The four instances, and a `dict` from name to `"flag"` or the recipe's file name, for all values set there.
     """
     first = _Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
@@ -84,7 +82,7 @@ def parse_with_sources(args: list[str] | None = None) -> tuple:
 
 
 def _precision(values: argparse.Namespace) -> tuple[bool, str]:
-    """Whether to compute in bfloat16, and why: what the run that is resumed did, or what is faster here."""
+    """Whether to compute in bfloat16, and why: as the resumed run did, or whichever is faster here."""
     before = Path(values.output_dir, CONFIGURATION)
     if values.resume and before.is_file():
         return yaml.safe_load(before.read_text(encoding="utf-8"))["bf16"], "as the run that is resumed"
@@ -97,7 +95,7 @@ def read_recipe(config: str) -> dict:
 
 
 def _read_recipe(config: str, below: tuple = ()) -> tuple[dict, dict[str, str]]:
-    """The settings and, for each, the file that sets it. `below` are the files on whose behalf this one is read."""
+    """The settings and, for each, the file that sets it. `below` are the files that extend this one."""
     path = _recipe_path(config, below)
     if path in below:
         chain = " -> ".join(file.name for file in (*below, path))
@@ -122,7 +120,7 @@ def _read_yaml(path: Path) -> dict:
 
 
 def _recipe_path(config, below) -> Path:
-    """A name stands for a file of ours; a file named by another lies relative to that one."""
+    """A name is a built-in recipe; a file that a recipe extends is relative to that recipe."""
     is_file = Path(config).suffix in (".yaml", ".yml")
     path = Path(below[-1].parent if below else "", config) if is_file else RECIPES / f"{config}.yaml"
     if not path.is_file():
@@ -134,7 +132,7 @@ def _recipe_path(config, below) -> Path:
 
 
 def _flag_names(flags: list[str]) -> list[str]:
-    """The arguments that are set by flags; argparse cannot tell a flag with the default's value from none."""
+    """The arguments set by flags; argparse cannot distinguish a flag with the default value from none."""
     names = []
     for flag in (flag for flag in flags if flag.startswith("--") and flag != "--help"):
         name = flag[2:].split("=")[0].replace("-", "_")
@@ -155,14 +153,14 @@ def _is_no_flag(value) -> bool:
 
 
 def _as_flag(name: str, value) -> list[str]:
-    """A recipe's value as flags, so that argparse checks its type as it does a flag's."""
+    """A recipe's value as flags, so that argparse checks its type too."""
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
 def _explain(message: str, sources: dict[str, str]) -> str:
-    """argparse's `argument --lora_r/--lora-r: invalid int value: 'many'`, with the place the value came from."""
+    """argparse's `argument --lora_r/--lora-r: invalid int value: 'many'`, with the value's source."""
     found = re.match(r"argument --(\w+)[^:]*: (?:invalid (\w+) value: (.*)|(.*))", message, flags=re.DOTALL)
     if not found:
         return f"{message}."
@@ -173,12 +171,12 @@ def _explain(message: str, sources: dict[str, str]) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        """argparse would print the usage, two hundred flags, and exit."""
+        """argparse would print the usage of two hundred flags and exit."""
         raise ValueError(message)
 
 
 class _ArgumentsParser(_Parser, HfArgumentParser):
     def format_help(self) -> str:
-        """Our arguments with their meaning; of [`TrainingArguments`] the names."""
+        """Our arguments with their meaning; only names for [`TrainingArguments`]."""
         others = fill(", ".join(name for name in NAMES if name not in OWN_NAMES), 119, break_on_hyphens=False)
         return train_help(f"Also, as transformers' TrainingArguments explains them:\n{others}\n")

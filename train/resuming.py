@@ -1,4 +1,4 @@
-"""From which checkpoint a run goes on, and whether it is still the same run: its settings, its data, its weights."""
+"""Selects the checkpoint to resume from, and checks that the run's settings, data and weights are the same."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from .fields import TrainingFields
 
 logger = logging.getLogger(__name__)
 
-# what does not touch the weights, and where things lie: data are compared by content, the base by its weights
+# not compared: paths and what does not affect the weights; data are compared by content, the base by weights
 ELSEWHERE = {"model_name_or_path", "train_file", "pairs_file", "eval_file", "eval_pairs_file", "on_bad"}
 OWN_ELSEWHERE = {"output_dir", "resume", "resume_changed", "remove_unused_columns", "logging_steps"}
 OWN_ELSEWHERE |= {
@@ -41,11 +41,11 @@ REFUSED = {
 
 def checkpoint_to_resume(args) -> Path | None:
     """
-    The checkpoint that `resume` or `resume_from_checkpoint` ask for, with every file verified; `None`: begin at step 0.
+    The checkpoint that `resume` or `resume_from_checkpoint` selects, with all files verified; `None`: start at step 0.
 
     Raises:
-        `ValueError` if the one asked for is damaged, naming the file and what `resume` would take, or if output_dir
-        holds checkpoints that this run would be mixed up with.
+        `ValueError` if the selected one is damaged, naming the file and what `resume` would take, or if output_dir
+        holds checkpoints that could be confused with this run's.
     """
     for name, reason in REFUSED.items():
         if getattr(args, name):
@@ -91,7 +91,7 @@ def _asked_for(checkpoint: Path, args) -> Path:
 
 def run_settings(model_args, data_args, view_args, training_args, fingerprint: dict[str, str], sharding: str) -> dict:
     """
-    The settings that determine the weights, in the form in which `complete.json` keeps them.
+    The settings that determine the weights, in the form stored in `complete.json`.
 
     Args:
         fingerprint (`dict[str, str]`): Digests of the data, so that a file may move but not change.
@@ -108,13 +108,13 @@ def run_settings(model_args, data_args, view_args, training_args, fingerprint: d
 
 
 def sharding_of(trainer) -> str:
-    """How the optimizer's states lie on the disk: a checkpoint cannot be read under another layout."""
+    """The layout of the optimizer states on disk: a checkpoint cannot be read with another one."""
     return "fsdp" if trainer.is_fsdp_enabled else "deepspeed" if trainer.is_deepspeed_enabled else "none"
 
 
 def differences(saved: dict, now: dict) -> list[str]:
     """
-    One entry for each setting that is not what it was.
+    One entry for each changed setting.
 
     ```python
     >>> differences({"seed": 1, "optim": "sgd"}, {"seed": 2, "optim": "sgd"})
@@ -133,12 +133,12 @@ def differences(saved: dict, now: dict) -> list[str]:
 
 def check_same_run(checkpoint: Path, now: dict, model, changed_is_fine: bool = False) -> None:
     """
-    Compares settings, data and weights with the checkpoint's, before anything of it is loaded.
+    Compares settings, data and weights with the checkpoint's, before anything is loaded.
 
     Args:
         checkpoint (`Path`): A verified checkpoint.
-        now (`dict`): What `run_settings` says of this run.
-        model ([`PreTrainedModel`]): As it was built, not yet wrapped or sharded.
+        now (`dict`): The result of `run_settings` for this run.
+        model ([`PreTrainedModel`]): As built, not yet wrapped or sharded.
         changed_is_fine (`bool`, defaults to `False`): Warn of differences instead of refusing (`resume_changed`).
 
     Raises:
@@ -167,7 +167,7 @@ def check_weights(checkpoint: Path, model) -> list[str]:
     Compares the checkpoint's safetensors with the model. Sharded states (FSDP, ZeRO-3) hold none and are not read.
 
     Returns:
-        One entry if the frozen weights, which training cannot have moved, are of another base.
+        One entry if the frozen weights, which training does not change, belong to another base.
 
     Raises:
         `ValueError` naming a tensor that is missing, unknown, of another shape, or not finite.
@@ -202,7 +202,7 @@ def _check_tensor(what, tensor, expected) -> None:
 
 
 def _check_none_missing(checkpoint, state, seen) -> None:
-    stored = {state[name].data_ptr() for name in seen}  # of tied tensors only one is stored
+    stored = {state[name].data_ptr() for name in seen}  # only one of tied tensors is stored
     for name, tensor in state.items():
         if name not in seen and tensor.data_ptr() not in stored:
             raise ValueError(f"{checkpoint}: tensor {name!r} is missing. Use the model settings of the checkpoint.")

@@ -33,11 +33,11 @@ from .resuming import check_same_run, checkpoint_to_resume, run_settings, shardi
 from .trainer import MagnetTrainer
 
 logger = logging.getLogger(__name__)
-TRAINED = "trained.safetensors"  # of a run whose checkpoint found no room
+TRAINED = "trained.safetensors"  # of a run whose checkpoint did not fit
 
 
 def main(args: list[str] | None = None) -> None:
-    """`python -m magnet_train`: what is wrong with settings, data or disk is told in one line."""
+    """`python -m magnet_train`: reports errors in settings, data or disk in one line."""
     try:
         run(args)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -50,13 +50,13 @@ def run(args: list[str] | None = None) -> None:
     `magnet train`.
 
     Raises:
-        `ValueError`, `OSError` or `FloatingPointError` for what is wrong with settings, data or disk; `SystemExit` with
-        130 after a second Ctrl-C.
+        `ValueError`, `OSError` or `FloatingPointError` for errors in settings, data or disk; `SystemExit` with 130
+        after a second Ctrl-C.
     """
     *arguments, sources = parse_with_sources(args)
     if arguments[3].process_index == 0:
         logging.basicConfig(format="%(message)s")
-        logging.getLogger(__package__).setLevel(logging.INFO)  # what is in the data, which checkpoint is taken
+        logging.getLogger(__package__).setLevel(logging.INFO)  # data counts and the checkpoint taken
         print(describe(arguments, sources), flush=True)
     try:
         train(*arguments, sources=sources)
@@ -78,7 +78,7 @@ def train(
     Trains, writes the checkpoint to `output_dir`, and returns the model.
 
     Raises:
-        `SystemExit` after SIGTERM or Ctrl-C, with a checkpoint to go on from and without the final one.
+        `SystemExit` after SIGTERM or Ctrl-C, with a checkpoint to resume from but without the final one.
     """
     arguments = (model_args, data_args, view_args, training_args)
     configuration = ConfigurationCallback(arguments, sources)
@@ -120,7 +120,7 @@ def build_trainer(model_args, data_args, view_args, training_args):
 
 
 def rescued(weights: dict[str, torch.Tensor], output_dir: Path, error: Exception) -> str:
-    """What is told of an export that failed, for want of room above all. Saves what was trained where there is room."""
+    """The message for a failed export, usually for lack of space. Saves the trained weights where there is space."""
     trained = {name: weight.contiguous() for name, weight in weights.items() if is_trained(name)}
     size = sum(weight.nbytes for weight in weights.values())
     told = f"output_dir={str(output_dir)!r}: the checkpoint could not be written ({error}). It takes {size:,} bytes, "

@@ -1,4 +1,4 @@
-"""Sentences, and pairs of them for SSCL: from two columns, or each sentence with itself (dropout positives)."""
+"""Sentences, and sentence pairs for SSCL: from two columns, or each sentence with itself (dropout positives)."""
 
 import itertools
 import re
@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 
 from .reading import BadRows, Document, Record, problem_of, read_records
 
-LANGUAGE = "en"  # of sentencex, for its abbreviations; it knows the full stops of other scripts as well
+LANGUAGE = "en"  # for sentencex's abbreviations; it also knows the full stops of other scripts
 WIDE_SPACE = re.compile(r"[^\S\t\n\v\f\r ]")  # white space beyond ASCII, on which sentencex 1.0.32 can panic
 
 
 @dataclass(slots=True)
 class Pair:
-    """A sentence, its positive, and where it stands."""
+    """A sentence, its positive, and its location."""
 
     text: str
     positive: str
@@ -26,7 +26,7 @@ class Pair:
 
 def split_sentences(text: str) -> list[str]:
     """
-    The sentences of a text with the white space between them, so that joined they are the text again.
+    The sentences of a text with the white space between them, so that joining them restores the text.
 
     >>> split_sentences("Mr. Okoro has a stove. It runs on gas!")
     ['Mr. Okoro has a stove. ', 'It runs on gas!']
@@ -46,10 +46,11 @@ def long_sentences(documents: list[Document], min_words: int) -> Iterator[Docume
 
 def load_pairs(source, columns: list[str], on_bad: str = "raise", name: str | None = None) -> list[Pair]:
     """
-    Sentence pairs of a source of [`read_records`]; two columns of lists are paired item by item. With one column each sentence is its own positive.
+    Sentence pairs of a source of [`read_records`]; two columns of lists are paired item by item. With one column each
+    sentence is its own positive.
 
     Raises:
-        `ValueError` naming file and line where one side is missing or empty.
+        `ValueError` naming file and line if one side is missing or empty.
     """
     bad, pairs = BadRows(on_bad), []
     for record in tqdm(read_records(source, columns, name=name), desc="read", unit=" rows", leave=False):
@@ -81,23 +82,23 @@ def _pairs_of(record: Record, columns, bad: BadRows) -> list[Pair]:
     return [Pair(text, positive, item) for text, positive, item in zip(sides[0], sides[-1], items)]
 
 
-# ----------------------------------------------------------------------------------------------- what the pairs are like
+# ----------------------------------------------------------------------------------------------------- pair statistics
 
 
 def fold(text: str) -> str:
-    """A text without case and spacing, to be compared."""
+    """Removes case and spacing for comparison."""
     return " ".join(text.casefold().split())
 
 
 def likeness(one: str, other: str) -> float:
-    """Shared words among all words of two folded texts (Jaccard)."""
+    """Jaccard similarity of the words of two folded texts."""
     words, others = set(one.split()), set(other.split())
     return len(words & others) / max(len(words | others), 1)
 
 
 def count_pairs(pairs: list[Pair]) -> dict[str, int]:
     """
-    How many pairs there are, how many are identical or nearly so, and how many sentences come again.
+    Counts pairs, identical and near-identical ones, and repeated sentences.
 
     >>> pairs = [Pair("It rained.", "it  rained.", "a:1"), Pair("It rained.", "Water fell.", "a:2")]
     >>> count_pairs(pairs)
@@ -115,14 +116,14 @@ def count_pairs(pairs: list[Pair]) -> dict[str, int]:
 
 
 def identical_pairs(pairs: list[Pair]) -> Iterator[Pair]:
-    """Those whose sides differ in case and spacing at most."""
+    """Pairs whose sides differ at most in case and spacing."""
     return (pair for pair in pairs if fold(pair.text) == fold(pair.positive))
 
 
 def group_pairs(pairs: list[tuple]) -> list[int]:
     """
-    The group of each pair: its first member's number. Pairs that share a text, on either side, are no negatives of
-    each other and get one group (union-find over equal texts).
+    The group of each pair: its first member's number. Pairs that share a text on either side are not negatives of each
+    other and form one group (union-find over equal texts).
 
     >>> group_pairs([("a", "A"), ("b", "B"), ("c", "a"), ("d", "D")])
     [0, 1, 0, 3]
@@ -152,7 +153,7 @@ class TokenPair:
 
 
 class PairDeck:
-    """Tokenized pairs, dealt out anew in each turn, in an order that is a function of (seed, turn)."""
+    """Tokenized pairs, dealt anew in each turn, in an order that depends only on (seed, turn)."""
 
     def __init__(self, pairs: list[tuple[list[int], list[int]]], seed: int, origins: list[str] = ()):
         self.pairs, self.seed, self.origins = pairs, seed, origins
@@ -169,5 +170,5 @@ class PairDeck:
         return TokenPair(row, self._groups[row], *self.pairs[row])
 
     def origin(self, row: int) -> str:
-        """Where a pair stands: "pairs.jsonl:17"."""
+        """A pair's location: "pairs.jsonl:17"."""
         return self.origins[row] if self.origins else f"pair {row}"

@@ -1,7 +1,8 @@
-"""Texts read while training goes on: an endless, shuffled stream of token blocks that resumes at any row.
+"""Reads texts during training: an endless, shuffled stream of token blocks that resumes at any row.
 
-Row r is the r-th block of the stream, whatever the number of processes and data-loader workers: each of them reads and
-tokenizes the whole stream, because only tokens tell how many rows a document has, and draws views of its own rows only.
+Row r is the r-th block of the stream for any number of processes and data-loader workers. Each of them reads and
+tokenizes the whole stream, because a document's tokens determine its number of rows, but samples views only for its
+own rows.
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ from .sentences import PairDeck
 from .views import SpecialTokens, sample_view
 
 TOKENIZED_AT_ONCE = 64  # documents; more would delay the first batch
-KEPT_BATCHES = 4096  # whose places are remembered; far more than the data loader reads ahead
+KEPT_BATCHES = 4096  # whose positions are kept; far more than the data loader prefetches
 
 
 @dataclass
 class Position:
-    """Where a row's block is to be found: the `block`-th of the `document`-th of the shuffled `window` in pass `epoch`."""
+    """The position of a row's block: the `block`-th of the `document`-th of the shuffled `window` in pass `epoch`."""
 
     row: int = 0
     epoch: int = 0
@@ -39,8 +40,8 @@ class Position:
 
 class BlockStream:
     """
-    The blocks of a source, over and over again. Windows of `shuffle_window` rows of the source are permuted, each by
-    (seed, epoch, window). A block never spans two documents.
+    The blocks of a source, repeated endlessly. Each window of `shuffle_window` source rows is shuffled by (seed,
+    epoch, window). A block never spans two documents.
     """
 
     def __init__(self, source, column, tokenizer, max_length, shuffle_window=1000, seed=0, on_bad="raise"):
@@ -48,7 +49,7 @@ class BlockStream:
         self.shuffle_window, self.seed, self.on_bad = shuffle_window, seed, on_bad
 
     def blocks(self, start: Position) -> Iterator[tuple[Text, Position]]:
-        """Each block from `start` on with the position behind it. What lies before `start` is not tokenized."""
+        """Each block from `start` on with the position after it. Earlier documents are not tokenized."""
         at = start
         while True:
             whole, before = at.document == at.block == at.window == 0, at.row
@@ -70,7 +71,7 @@ class BlockStream:
                     row += 1
                     yield blocks[block], Position(row, start.epoch, window, number, block + 1)
         worker = torch.utils.data.get_worker_info()
-        if worker is None or worker.id == 0:  # every worker has met the same bad rows
+        if worker is None or worker.id == 0:  # every worker sees the same bad rows
             bad.report(self.source)
 
     def _windows(self, epoch, first, bad):
@@ -93,12 +94,12 @@ class BlockStream:
 
 class StreamedDataset(torch.utils.data.IterableDataset):
     """
-    The rows of a [`BlockStream`], each with its view, a function of (seed, row), and its sentence pairs, whose order is
-    a function of (seed, pass over the pairs).
+    The rows of a [`BlockStream`], each with its view, which depends on (seed, row), and its sentence pairs, whose
+    order depends on (seed, pass over the pairs).
 
     Args:
-        batch_rows (`int`): Rows of one batch over all processes. Of k data-loader workers, worker w yields the rows of
-            the batches b with b % k == w, because the data loader takes its batches from them in turn.
+        batch_rows (`int`): Rows per batch over all processes. With k data-loader workers, worker w yields the rows of
+            the batches b with b % k == w, because the data loader takes batches from its workers in turn.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class StreamedDataset(torch.utils.data.IterableDataset):
     ):
         self.stream, self.pairs, self.view_settings, self.tokens = stream, pairs, view_settings, tokens
         self.pairs_per_row, self.seed, self.batch_rows = pairs_per_row if len(pairs) else 0, seed, batch_rows
-        # the position behind each batch, written by the worker that yields the batch and read by the main process
+        # the position after each batch, written by the worker that yields the batch and read by the main process
         self._behind = torch.zeros((KEPT_BATCHES, len(dataclasses.fields(Position))), dtype=torch.long).share_memory_()
         self.start(Position())
 
@@ -140,7 +141,7 @@ class StreamedDataset(torch.utils.data.IterableDataset):
         return {"view": view, "pairs": [self.pairs.deal(*place) for place in places], "row": row}
 
     def position(self, batches: int) -> Position:
-        """The position behind so many batches since the start."""
+        """The position after so many batches since the start."""
         if batches == 0:
             return self.first
         found = Position(*self._behind[(batches - 1) % KEPT_BATCHES].tolist())
@@ -148,13 +149,13 @@ class StreamedDataset(torch.utils.data.IterableDataset):
         return found
 
     def origin(self, row: int) -> str:
-        """Where a row's text stands, found by reading its batch again."""
+        """The location of a row's text, found by rereading its batch."""
         before = self.position((row - self.first.row) // self.batch_rows)
         return next(text.origin for text, behind in self.stream.blocks(before) if behind.row - 1 == row)
 
 
 class StreamCallback(TrainerCallback, ExportableState):
-    """Keeps the position behind the trained rows in the checkpoint (trainer_state.json), and resumes there."""
+    """Saves the position after the trained rows in the checkpoint (trainer_state.json), and resumes there."""
 
     def __init__(self, dataset: StreamedDataset):
         self.dataset = dataset
@@ -176,12 +177,12 @@ class StreamCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args, state, control, **kwargs):
         steps = state.global_step - self.first_step
         self.position = self.dataset.position(steps * args.gradient_accumulation_steps)
-        state.epoch = state.global_step / state.max_steps  # a Trainer that skips no data would count from 0 again
+        state.epoch = state.global_step / state.max_steps  # without skipping data, the Trainer would count from 0
 
 
 def source_fingerprint(source: str) -> str:
-    """A hash of the files' names, sizes and first and last bytes, or of a Hub data set's commit. Whole files of a
-    stream's size would take hours to hash."""
+    """A hash of the files' names, sizes and first and last bytes, or a Hub dataset's commit. Hashing whole files of a
+    stream's size would take hours."""
     files = list_files(source)
     if files is None:
         hub = HUB_ID.fullmatch(source)

@@ -29,34 +29,34 @@ VIEW = ("input_ids", "attention_mask", "position_ids", "span_ids")
 
 class MagnetTrainer(Trainer):
     """
-    Trains the three objectives together. A step is one hybrid forward of the texts (MNTP and MSG) and, once SSCL has
-    started, one bidirectional forward of both sides of the sentence pairs; each has a backward pass of its own, so the
-    two graphs are never in memory at once.
+    Trains the three objectives jointly. A step is one hybrid forward pass over the texts (MNTP and MSG) and, once SSCL
+    has started, one bidirectional forward pass over both sides of the sentence pairs. Each has its own backward pass,
+    so the two graphs are never in memory at once.
 
-    The gradient of a step does not depend on how its rows are spread: each token loss is a sum divided by the number of
-    its targets in the whole step, and the negatives of a sentence are all pairs of the step, over accumulated batches
-    and processes alike. Random choices are a function of (seed, step, place), so a resumed run repeats them.
+    The gradient of a step does not depend on how its rows are split: each token loss is a sum divided by the number of
+    targets in the whole step, and the negatives of a sentence are all pairs of the step, across accumulated batches
+    and processes. Random choices depend only on (seed, step, place), so a resumed run repeats them.
 
     Args:
         model ([`PreTrainedModel`] or `str`):
-            A MAGNET model with an adapter, or the name of a base, which gets one of rank 16 on its attention. Adapter and
-            projection head are trained, all else is frozen.
+            A MAGNET model with an adapter, or the name of a base model, which gets a rank-16 adapter on its attention.
+            Only adapter and projection head are trained.
         args ([`MagnetTrainingArguments`], *optional*):
-            Weights of the losses and all that [`TrainingArguments`] has.
+            Weights of the losses and everything in [`TrainingArguments`].
         train_dataset, eval_dataset ([`datasets.Dataset`], *optional*):
-            Texts, in a column `text`: tokenized, cut into rows, and each seen through views that are drawn anew in every
-            epoch.
+            Texts, in a column `text`. They are tokenized and cut into rows, and every epoch samples new views of them.
         train_pairs, eval_pairs ([`datasets.Dataset`], *optional*):
-            Sentence pairs for SSCL, in columns `text` and `positive`. Without them SSCL is not trained, or not measured.
+            Sentence pairs for SSCL, in columns `text` and `positive`. Without them SSCL is not trained, or not
+            evaluated.
         view_args ([`ViewArguments`], *optional*):
-            How texts become views, and how long rows and sentences are. Defaults to the paper's.
+            How views are sampled, and how long rows and sentences are. Defaults to the paper's.
         processing_class ([`PreTrainedTokenizerBase`], *optional*):
             The model's tokenizer.
         data_collator, kwargs (*optional*):
-            As [`Trainer`] takes them.
+            As in [`Trainer`].
 
     Raises:
-        `ValueError` for settings that would train nothing, or do not go together.
+        `ValueError` for settings that would train nothing, or conflict.
         `FloatingPointError` as soon as a loss or a gradient is not finite, naming the objective, the step and the rows.
 
     docs/training.md, section "From Python", has an example.
@@ -109,8 +109,8 @@ class MagnetTrainer(Trainer):
         self._vector_gradients, self._chunks_done = None, 0
 
     def _get_train_sampler(self, train_dataset=None):
-        """`train_sampling_strategy="group_by_length"` in an order that a resumed run finds again; transformers' own draws
-        from torch's global generator. TRL's trainers override this, too."""
+        """Makes the order of `train_sampling_strategy="group_by_length"` reproducible when resuming; transformers
+        draws it from torch's global generator. TRL's trainers override this too."""
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(self.train_dataset, MagnetDataset):
             return super()._get_train_sampler(train_dataset)
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -127,7 +127,7 @@ class MagnetTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------ the joint loss
 
     def lambdas(self) -> dict[str, float]:
-        """The weights at this step: SSCL counts from `sscl_start_step` on (Appendix A)."""
+        """The loss weights at this step; SSCL starts at `sscl_start_step` (Appendix A)."""
         args, start = self.args, self.args.sscl_start_step
         start = start * self.state.max_steps if start < 1 else start
         started = self.state.global_step >= start
@@ -140,9 +140,9 @@ class MagnetTrainer(Trainer):
         }
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The weighted losses of one micro-batch. All but the last of its forward passes go through backward here."""
+        """The weighted loss of one micro-batch. Runs backward for all its forward passes but the last."""
         lambdas = self.lambdas()
-        self.metrics.lambdas = lambdas  # when a log line is written, global_step is the next step's already
+        self.metrics.lambdas = lambdas  # by the time of the log line, global_step has advanced
         if not model.training:
             loss = self.evaluation_loss(model, inputs)
             return (loss, {}) if return_outputs else loss
@@ -160,7 +160,7 @@ class MagnetTrainer(Trainer):
 
     @contextlib.contextmanager
     def more_to_come(self, model):
-        """A forward and backward that others of this micro-batch follow: processes do not exchange gradients yet."""
+        """A forward and backward pass before the micro-batch's last: processes do not exchange gradients yet."""
         before, self.accelerator.sync_gradients = self.accelerator.sync_gradients, False
         try:
             with self.accelerator.no_sync(model):
@@ -170,10 +170,10 @@ class MagnetTrainer(Trainer):
 
     def _backward_options(self):
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        return {"scale_wrt_gas": False} if deepspeed else {}  # as the Trainer does: the losses are scaled already
+        return {"scale_wrt_gas": False} if deepspeed else {}  # as in the Trainer: the losses are already scaled
 
     def evaluation_loss(self, model, inputs):
-        """All objectives that this run trains at some time, so that their curves begin at its start."""
+        """Includes objectives that start later, so that their curves begin at the run's start."""
         args = self.args
         loss = self.text_loss(model, inputs, {"mntp": args.lambda_mntp, "msg": args.lambda_msg, "kl": args.lambda_kl})
         if args.lambda_sscl > 0 and "pair_input_ids" in inputs:
@@ -201,7 +201,7 @@ class MagnetTrainer(Trainer):
             targets = inputs[LABELS[name]][labelled]  # (labelled,)
             mine = targets != IGNORE
             count = mine.sum() if num_items is None else num_items[name]
-            predicted, targets = logits[mine], targets[mine]  # a copy, the largest tensor of the step: one is enough
+            predicted, targets = logits[mine], targets[mine]  # copies the step's largest tensor, so only once
             part = function(predicted, targets, count)
             right = (predicted.argmax(-1) == targets).sum()
             origins = functools.partial(self._text_origins, inputs, rows[mine], predicted, model.training)
@@ -209,11 +209,11 @@ class MagnetTrainer(Trainer):
             loss = loss + lambdas[name] * part
         if lambdas.get("kl", 0) > 0:
             loss = loss + lambdas["kl"] * self.base_divergence(model, inputs, labelled, logits, num_items)
-        # every process has its share of the targets; DDP averages, the sum is what is meant
+        # each process has a share of the targets: DDP averages, but the loss is the sum
         return loss * (1 if num_items is None else self.accelerator.num_processes)
 
     def base_divergence(self, model, inputs, labelled, logits, num_items=None) -> torch.Tensor:
-        """KL(base || model) at the targets of the rows that are one span, in which hybrid attention is causal."""
+        """KL(base || model) at the targets of single-span rows, where hybrid attention is causal."""
         causal = one_span(inputs)  # (B,)
         chosen = causal.clone()
         chosen[0] |= ~causal.any()  # sharded models need the same number of forwards on every process
@@ -231,17 +231,17 @@ class MagnetTrainer(Trainer):
         return part
 
     def _idle_projection_head(self, lambdas):
-        """DDP waits for a gradient of every parameter; before SSCL starts the projection head has none."""
+        """Zero loss on the projection head until SSCL starts: DDP waits for every parameter's gradient."""
         head = self.model.projection_head
         if head is None or self.accelerator.num_processes == 1 or lambdas.get("sscl", 1) > 0:
             return 0.0
-        weight = next(head.parameters())  # in bfloat16 where FSDP computes so
+        weight = next(head.parameters())  # bfloat16 if FSDP computes in it
         return head(weight.new_zeros(0, self.model.config.hidden_size)).sum()
 
     # --------------------------------------------------------------------------------------------------- pairs: SSCL
 
     def pair_passes(self, model, inputs, weight: float) -> list:
-        """One forward pass a chunk of this micro-batch. With several chunks in the step, their gradients come first."""
+        """One forward pass per chunk of this micro-batch. If the step has several, vector gradients come first."""
         if weight == 0 or "pair_input_ids" not in inputs:
             return []
         self.metrics.count_tokens(inputs["pair_attention_mask"])
@@ -252,8 +252,8 @@ class MagnetTrainer(Trainer):
         return [functools.partial(self.pair_loss, model, chunk, weight) for chunk in chunks]
 
     def pair_loss(self, model, chunk, weight: float) -> torch.Tensor:
-        """lambda_2 L_SSCL of the step; its gradient is that of this chunk's vectors."""
-        world = self.accelerator.num_processes  # DDP averages over processes, each of which has the whole loss
+        """lambda_2 L_SSCL of the step, with the gradient of this chunk's vectors."""
+        world = self.accelerator.num_processes  # DDP averages over processes, and each has the whole loss
         if self._vector_gradients is None:
             loss = weight * self.contrast(self.sentence_vectors(model, chunk), [chunk])
             return with_value(loss * world, loss)
@@ -272,8 +272,8 @@ class MagnetTrainer(Trainer):
 
     def contrast(self, own: torch.Tensor, chunks: list[dict], training: bool = True) -> torch.Tensor:
         """
-        L_SSCL over the pairs of all processes. Gradients flow into this process's vectors (n, 2, d) only: the others'
-        are their processes' affair, and each process has the whole loss.
+        L_SSCL over the pairs of all processes. Gradients flow only into this process's vectors (n, 2, d); each process
+        has the whole loss and handles its own vectors.
         """
         groups = torch.cat([chunk["pair_ids"] for chunk in chunks])  # (n,)
         everyone = own
@@ -283,17 +283,17 @@ class MagnetTrainer(Trainer):
             everyone = torch.cat([gathered[:first], own, gathered[first + len(own) :]])
             groups = self.accelerator.gather(groups)
         anchors, positives = everyone.unbind(1)
-        with torch.autocast(own.device.type, enabled=False):  # bfloat16 has 3 digits, and 1 / tau stretches them
+        with torch.autocast(own.device.type, enabled=False):  # bfloat16 has 3 digits, and 1 / tau scales errors
             loss = sscl_loss(anchors, positives, self.args.temperature, groups[:, None] == groups[None])
             nearest = (anchors @ positives.T).argmax(-1)
-        right = (groups[nearest] == groups).sum()  # a repeated text is right too
+        right = (groups[nearest] == groups).sum()  # a repeated text counts too
         count = torch.tensor(len(groups), device=own.device)
         origins = functools.partial(self._pair_origins, own, chunks, training)
         self._record("sscl", loss * count, count, right, training, origins)
         return loss
 
     def sentence_vectors(self, model, chunk, number: int = 0) -> torch.Tensor:
-        """e = head(h), of unit length, (pairs, 2, d). The language-modelling head sees no row at all."""
+        """e = head(h), of unit length, (pairs, 2, d). The language-modelling head gets no rows."""
         self.prepare_dropout(model, self.args.sscl_dropout or self.model.config.attention_dropout, 1, number)
         input_ids, attention_mask = chunk["pair_input_ids"], chunk["pair_attention_mask"]
         outputs = model(
@@ -311,8 +311,8 @@ class MagnetTrainer(Trainer):
         return torch.stack([anchors, positives], dim=1)
 
     def prepare_dropout(self, model, rate: float, *place: int) -> None:
-        """Sets the attention dropout of the next forward, and draws it from (seed, step, place), not from a generator
-        that a resumed run would have to find in the same state."""
+        """Sets the attention dropout of the next forward pass and seeds it with (seed, step, place), so that a resumed
+        run does not depend on a generator's state."""
         if not model.training or (rate == 0 and self.args.sscl_dropout == 0):
             return
         for layer in self.model.model.layers:
@@ -357,13 +357,13 @@ class MagnetTrainer(Trainer):
         super().log(logs, start_time)
 
     def _record(self, name, total, count, right, training, origins):
-        """Keeps the figures for the log; `origins()` names the rows they come from, should they not be finite."""
+        """Records the figures for the log; `origins()` names the rows they come from if they are not finite."""
         if not torch.isfinite(total):
             raise FloatingPointError(not_finite(name, total.item(), self.state.global_step, origins()))
         self.metrics.record(name if training else f"eval_{name}", total, count, right)
 
     def _text_origins(self, inputs, rows, logits, training) -> list[str]:
-        """Where the texts come from whose logits are not finite, or all of the batch if only their sum is not."""
+        """Locations of the texts whose logits are not finite, or of the whole batch if only the sum is not."""
         broken = rows[~logits.isfinite().all(-1)].unique()
         dataset = self.train_dataset if training else self.eval_dataset
         numbers = inputs["text_rows"][broken] if len(broken) else inputs["text_rows"]
@@ -378,18 +378,18 @@ class MagnetTrainer(Trainer):
 
 
 def hybrid_logits(model, inputs, wanted) -> torch.Tensor:
-    """Logits at the True places of `wanted` (B, L), from the one forward that serves MNTP and MSG; (wanted, V)."""
+    """Logits where `wanted` (B, L) is True, from the one forward pass for MNTP and MSG; (wanted, V)."""
     view = {name: inputs[name] for name in VIEW}
     return model(**view, attention_mode="hybrid", logits_to_keep=wanted, use_cache=False).logits
 
 
 def one_span(inputs) -> torch.Tensor:
-    """Which rows are one span from end to end, and so causal; (B,)."""
+    """Which rows are a single span, and so causal; (B,)."""
     return ((inputs["span_ids"] > 0) | (inputs["attention_mask"] == 0)).all(1)
 
 
 def check_gradients(model, step: int) -> None:
-    """Raises `FloatingPointError` for a gradient that is not finite, before clipping makes all the others NaN too."""
+    """Raises `FloatingPointError` for a gradient that is not finite, before clipping makes all others NaN."""
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norm = torch.nn.utils.get_total_norm(gradients.values())
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -404,7 +404,7 @@ def check_gradients(model, step: int) -> None:
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data set its epoch. Where processes share the data, accelerate tells the sampler and stops there."""
+    """Sets the dataset's epoch. If processes share the data, accelerate only sets the sampler's."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if hasattr(train_dataloader.dataset, "set_epoch"):
@@ -412,14 +412,14 @@ class EpochCallback(TrainerCallback):
 
 
 class StepCallback(TrainerCallback):
-    """What is left to do around an optimizer step."""
+    """Hooks around an optimizer step."""
 
     def __init__(self, trainer: MagnetTrainer):
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if model.projection_head is not None and self.trainer.metrics.lambdas["sscl"] == 0:
-            model.projection_head.zero_grad()  # no gradient is not a gradient of 0: Adam would count the step
+            model.projection_head.zero_grad()  # sets None: with a gradient of 0, Adam would count the step
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.metrics.stop_clock()

@@ -1,6 +1,6 @@
 """The training view x^m of a text: which tokens are spans, which are masked, where positions jump (sections 3.2, 3.3).
 
-Every choice is drawn from the generator that is passed in, so that a view is a function of (seed, epoch, index).
+All randomness comes from the generator passed in, so that a view depends only on (seed, epoch, index).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ IGNORE = -100
 
 @dataclass
 class View:
-    """One row for the hybrid forward; all arrays have shape (length,). Labels stand where they are predicted."""
+    """One row for the hybrid forward; all arrays have shape (length,). Labels are placed where they are predicted."""
 
     input_ids: np.ndarray
     span_ids: np.ndarray  # 0 = context, g = g-th span
@@ -30,11 +30,11 @@ def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
     Draws one view of a text.
 
     Args:
-        ids (`np.ndarray` of shape `(n,)`): The text's tokens, without the one that opens it.
+        ids (`np.ndarray` of shape `(n,)`): The text's tokens, without the opening token.
         sentence_starts (`np.ndarray` of shape `(n,)`, bool): Where sentences start; used by `sentence_span_ratio`.
         settings ([`~magnet_train.arguments.ViewArguments`]): How to draw.
         tokens ([`SpecialTokens`]): The ids of the opening token, the mask, the end token and the ordinary vocabulary.
-        rng (`np.random.Generator`): Source of every choice.
+        rng (`np.random.Generator`): Source of all randomness.
     """
     if settings.vary_length:
         ids, sentence_starts = _crop(ids, sentence_starts, rng)
@@ -64,8 +64,8 @@ def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
 @dataclass
 class SpecialTokens:
     """
-    Ids the views need. `bos` opens a row, unless the tokenizer puts nothing before a text; `ordinary` are the ids that
-    may replace a masked token at random.
+    Ids the views need. `bos` opens a row, unless the tokenizer adds nothing before a text; `ordinary` are the ids that
+    may randomly replace a masked token.
     """
 
     bos: int | None
@@ -89,8 +89,8 @@ def special_tokens(config, tokenizer) -> SpecialTokens:
 
 
 def _crop(ids, sentence_starts, rng):
-    """Keeps at least half of the text: with rows of one fixed length the number of context tokens would tell how long
-    the gap is."""
+    """Crops to at least half of the text: in rows of fixed length, the number of context tokens would reveal the gap's
+    length."""
     n = len(ids)
     kept = int(rng.integers((n + 1) // 2, n + 1))
     first = int(rng.integers(0, n - kept + 1))
@@ -105,7 +105,7 @@ def _causal_view(ids) -> View:
 
 
 def _fim_view(ids, sentence_starts, settings, tokens, rng) -> View:
-    """A fill-in-the-middle row is causal too; every token is a target, as in the paper that proposed it."""
+    """A fill-in-the-middle row is causal too; every token is a target, as in the original paper."""
     spans = sample_spans(sentence_starts, settings, rng)
     if not spans:
         return _causal_view(ids)
@@ -116,7 +116,7 @@ def _fim_view(ids, sentence_starts, settings, tokens, rng) -> View:
 
 
 def sample_spans(sentence_starts, settings, rng) -> list[tuple[int, int]]:
-    """Draws up to `max_spans` spans (start, length) that do not touch and leave out index 0, which nothing predicts."""
+    """Draws up to `max_spans` spans (start, length) that do not touch and exclude index 0, which nothing predicts."""
     if settings.max_spans == 0:
         return []
     room = int((len(sentence_starts) - 1) * settings.max_span_share)
@@ -146,7 +146,7 @@ def _span(n, longest, shortest, lengths, rng):
 def _sentence_span(sentence_starts, rng):
     borders = np.flatnonzero(sentence_starts)
     borders = np.concatenate([borders, [len(sentence_starts)]])
-    if len(borders) < 3:  # one sentence or less: nothing would be left around it
+    if len(borders) < 3:  # one sentence or less: no context would remain
         return None
     s = int(rng.integers(int(borders[0] == 0), len(borders) - 1))
     return int(borders[s]), int(borders[s + 1] - borders[s])
@@ -158,8 +158,8 @@ def _apart(span, other) -> bool:
 
 
 def _free_offset(length, settings, rng) -> int | None:
-    """Positions that a span reserves, or None where it is exact. Half of the spans are free. One that exactly fills an
-    offset must be, or the two layouts would look the same; one longer than all of them cannot be."""
+    """Positions that a span reserves, or `None` if it is exact. Half of the spans are free. A span that exactly fills
+    an offset must be free, or both layouts would look the same; a span longer than all offsets cannot be."""
     offset = next((offset for offset in settings.free_offsets if offset >= length), None)
     if settings.gap_layout == "exact" or offset is None:
         return None
@@ -167,7 +167,7 @@ def _free_offset(length, settings, rng) -> int | None:
 
 
 def free_positions(n, spans, offsets) -> np.ndarray:
-    """Positions of a row: behind a free span the text goes on `offset` positions after the span's start."""
+    """Positions of a row: after a free span, the text continues `offset` positions after the span's start."""
     jump = np.zeros(n, dtype=np.int64)
     for (start, length), offset in zip(spans, offsets):
         if offset is not None:
@@ -176,9 +176,9 @@ def free_positions(n, spans, offsets) -> np.ndarray:
 
 
 def sample_masked(span_ids, settings, rng) -> np.ndarray:
-    """Chooses `mask_ratio` of the context tokens (section 3.3: a fraction of those that are no span tokens), but never
-    the one at index 0 and never a neighbour of a gap: the token right of a gap would be predicted by a span token, and the one left
-    of it predicts the gap's first token."""
+    """Chooses `mask_ratio` of the context tokens (section 3.3: a fraction of the tokens outside spans), but never
+    index 0 or a neighbour of a gap: a span token would predict the token right of a gap, and the one left of it
+    predicts the gap's first token."""
     in_span = span_ids > 0
     near = in_span | np.append(in_span[1:], False) | np.insert(in_span[:-1], 0, False)
     eligible = np.flatnonzero(~near[1:]) + 1
@@ -207,7 +207,7 @@ def _labels_left_of(ids, chosen) -> np.ndarray:
 
 
 def _labels_at(ids, chosen) -> np.ndarray:
-    """Masked token prediction (Appendix D): each masked token is predicted at its own place, as in BERT."""
+    """Masked token prediction (Appendix D): each masked token is predicted at its own position, as in BERT."""
     return np.where(chosen, ids, IGNORE)
 
 

@@ -1,1 +1,1 @@
-"""Studies of infill() that no table of the paper needs."""
+"""Studies of infill() beyond the paper's tables."""

@@ -1,15 +1,15 @@
-"""Infilling where nobody says how long the gap is: one sentence of each five-sentence story is written anew.
+"""Infilling gaps of unknown length: one sentence of each five-sentence story is rewritten.
 
 python -m magnet_eval.research.free_length --model runs/roc --fim runs/roc-fim --base stories3M \\
     --judge examples/assets/magnet-tiny-base stories260K --cloze cloze2016_val.tsv --limit 500 \\
     --output docs/measured/free_length.json
 
-The first `--limit` stories are taken; story n (from 0) misses sentence 2 + n % 3. Every system may write 64 tokens, and
-of every fill what the text behind it repeats is cut off. `_n8`: the one of 8 samples behind which the text goes on best
+Uses the first `--limit` stories; story n (from 0) misses sentence 2 + n % 3. Every system may write 64 tokens, and
+what the right context repeats is cut off each fill. `_n8`: of 8 samples, the one after which the text continues best
 under the base (`infill(num_candidates=8)`, and the same for the others). Measures of each fill:
 
-* finished: it ended by itself within the budget (the end token; for the base model also the end of a sentence);
-* length error: tokens more or fewer than gold;
+* finished: it ended within the budget (the end token; for the base model also the end of a sentence);
+* length error: absolute difference from gold in tokens;
 * join bits: log2 p(right | left, fill) - log2 p(right | left) under a judge that no system uses;
 * ROUGE-L F1 x 100 against gold.
 """
@@ -72,7 +72,7 @@ def story_cases(stories: list[list[str]], config, tokenizer) -> list[Case]:
     for number, sentences in enumerate(stories):
         m = 1 + number % 3
         examples = sentence_gaps([sentences], config, tokenizer)
-        example = examples[m - len(sentences)]  # the first sentence has none where nothing opens a text
+        example = examples[m - len(sentences)]  # without a start token, the first sentence has none
         example.story = number
         cases.append(Case(" ".join(sentences[:m]), sentences[m], " ".join(sentences[m + 1 :]), example))
     return cases
@@ -82,7 +82,7 @@ def story_cases(stories: list[list[str]], config, tokenizer) -> list[Case]:
 
 
 def magnet_fills(model, tokenizer, cases: list[Case], told_length: bool = False, **settings) -> list[Fill]:
-    """What `infill()` writes."""
+    """Fills by `infill()`."""
     torch.manual_seed(0)
     lengths = [case.example.length if told_length else "auto" for case in cases]
     inputs = [[f"{case.left} ", Gap(length), f" {case.right}"] for case, length in zip(cases, lengths)]
@@ -95,7 +95,7 @@ def magnet_fills(model, tokenizer, cases: list[Case], told_length: bool = False,
 
 
 def searched_fills(model, tokenizer, cases: list[Case]) -> list[Fill]:
-    """As a checkpoint fills that has not learnt to end a gap: it tries lengths."""
+    """Fills as by a checkpoint not trained to end gaps, which tries several lengths."""
     end, model.config.infill_end_token_id = model.config.infill_end_token_id, None
     try:
         return magnet_fills(model, tokenizer, cases)
@@ -103,11 +103,11 @@ def searched_fills(model, tokenizer, cases: list[Case]) -> list[Fill]:
         model.config.infill_end_token_id = end
 
 
-# ---------------------------------------------------------------------------------------- models that read one way
+# -------------------------------------------------------------------------------------------- left-to-right models
 
 
 class SentenceEnds(StoppingCriteria):
-    """Stops a row where its text has ended a sentence; the cut itself comes later."""
+    """Stops a row once it has ended a sentence; the cut comes later."""
 
     def __init__(self, tokenizer, prompt: int):
         self.tokenizer, self.prompt = tokenizer, prompt
@@ -122,7 +122,7 @@ class SentenceEnds(StoppingCriteria):
 def written_rows(
     model, tokenizer, prompts, count=1, sentence=False, batch_size=128, name=None
 ) -> list[list[list[int]]]:
-    """Ids that stock `generate()` writes behind prompts: `count` samples each, or the greedy row."""
+    """Ids that stock `generate()` writes after prompts: `count` samples each, or the greedy row."""
     found, end = [None] * len(prompts), tokenizer.eos_token_id
     barred = sorted(set(tokenizer.all_special_ids) - {end})
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -151,7 +151,7 @@ def written_rows(
 
 
 def one_way_fills(model, base, tokenizer, cases, prompts, count=1, sentence=False, name=None) -> list[Fill]:
-    """Fills of a model that writes left to right behind prompts; of several, the best by the rule of `infill()`."""
+    """Fills of a left-to-right model after prompts; of several, the best by the rule of `infill()`."""
     rows = written_rows(model, tokenizer, prompts, count, sentence, name=name)
     pools = [[one_way_fill(row, case, tokenizer, sentence) for row in many] for case, many in zip(cases, rows)]
     if count == 1:
@@ -169,7 +169,7 @@ def one_way_fill(row: list[int], case: Case, tokenizer, sentence: bool) -> Fill:
 
 
 def best(pool: list[Fill], case: Case, base, tokenizer) -> Fill:
-    """Fills that never ended are taken only if none did."""
+    """Unfinished fills are chosen only if none finished."""
 
     def join_score(fill: Fill) -> float:
         return base.score_infill(f"{case.left} <|gap|> {case.right}", [fill.text], tokenizer).gaps[0].join_score
@@ -189,7 +189,7 @@ def fim_row_of(case: Case, opening: list[int], middle: list[int], tokenizer, spm
 
 
 def magnet_systems(model, tokenizer, cases) -> dict[str, list[Fill]]:
-    """MAGNET with the end token, greedy and the best of samples, and told the length."""
+    """MAGNET with the end token, greedy and best of samples, and given the length."""
     return {
         "magnet_free": magnet_fills(model, tokenizer, cases),
         "magnet_gold_length": magnet_fills(model, tokenizer, cases, told_length=True),
@@ -198,7 +198,7 @@ def magnet_systems(model, tokenizer, cases) -> dict[str, list[Fill]]:
 
 
 def one_way_systems(fim, base, tokenizer, cases) -> dict[str, list[Fill]]:
-    """Fill-in-the-middle in both orders, and the base model, which sees the left side alone."""
+    """Fill-in-the-middle in both orders, and the base model, which only sees the left side."""
     opening = start_ids(base.config, tokenizer)
     systems = {"base": (base, [case.left_ids for case in cases], True)}
     for order in ("psm", "spm"):
@@ -214,7 +214,7 @@ def one_way_systems(fim, base, tokenizer, cases) -> dict[str, list[Fill]]:
 def measure(
     systems: dict[str, list[Fill]], cases, judges: dict[str, tuple], tokenizer
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Each measure of each system, one value a story."""
+    """Each measure of each system, one value per story."""
     alone = {
         name: right_bits(*judge, [(case.left, case.right) for case in cases], name) for name, judge in judges.items()
     }
@@ -236,7 +236,7 @@ def measure(
 
 
 def summary(measured: dict[str, dict[str, np.ndarray]]) -> dict:
-    """Means with their intervals, and the differences to fill-in-the-middle, paired by story."""
+    """Means with their intervals, and the differences from fill-in-the-middle, paired by story."""
     systems = {s: {key: mean_interval(values) for key, values in row.items()} for s, row in measured.items()}
     differences = {
         system: {
@@ -250,7 +250,7 @@ def summary(measured: dict[str, dict[str, np.ndarray]]) -> dict:
 
 
 def perplexities(model, fim, base, tokenizer, cases) -> dict[str, list[float]]:
-    """Of the gold sentence, a check that the models learnt to fill; `_end` pays for ending the gap too."""
+    """Perplexities of the gold sentence, to check that the models learnt to fill; `_end` includes ending the gap."""
     examples, opening = [case.example for case in cases], start_ids(base.config, tokenizer)
     found = {
         "base_left_to_right": infill_perplexity(base, examples, "causal"),
@@ -265,7 +265,7 @@ def perplexities(model, fim, base, tokenizer, cases) -> dict[str, list[float]]:
                 gold = each.ids[each.start : each.start + each.length]
                 row, start = fim_row_of(case, opening, gold, tokenizer, order == "spm")
                 rows.append(GapExample(row, [(start, each.length + end)], each.story))
-            nats = infill_perplexity(fim, rows, "causal").nats  # a token of the sentence pays for the end, as above
+            nats = infill_perplexity(fim, rows, "causal").nats  # the sentence's tokens share the end's cost, as above
             found[f"fim_{order}" + "_end" * end] = Perplexity(nats, plain.tokens, plain.stories)
     return {name: [round(value, 2) for value in (p.value, *p.interval())] for name, p in found.items()}
 

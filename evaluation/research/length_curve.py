@@ -3,12 +3,12 @@
 python -m magnet_eval.research.length_curve --model examples/assets/magnet-tiny --texts novels.txt.gz --skip 16000 \\
     --output docs/measured/length_curve.json --plot docs/length_curve.png
 
-Lines of the file behind the first `--skip` are joined to one text and cut into windows; each holds one gap, in its middle,
-of a length drawn from a bucket. Ways to score the same tokens:
+Lines of the file after the first `--skip` are joined into one text and cut into windows, each with one gap in its
+middle, of a length drawn from a bucket. Ways to score the same tokens:
 
-* `causal`: the base model, from the left;
-* `exact`: from both sides, told the length;
-* `free`: not told it, paying for the end; only as far as the trained offset reaches.
+* `causal`: the base model, left to right;
+* `exact`: from both sides, length given;
+* `free`: length unknown, end scored too; only up to the trained offset.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def windows_of(ids: list[int], opening: list[int], bucket: tuple[int, int], coun
 
 
 def curve(model, ids: list[int], opening: list[int], count: int) -> list[dict]:
-    """One row a bucket, as far as the model's positions and the text reach."""
+    """One row per bucket, as far as the model's positions and the text reach."""
     limit = min(model.config.max_position_embeddings, len(ids))
     rows = []
     for bucket in tqdm([b for b in BUCKETS if b[1] <= limit // 2], desc="span lengths"):
@@ -63,7 +63,7 @@ def curve(model, ids: list[int], opening: list[int], count: int) -> list[dict]:
 
 
 def plot(rows: list[dict], path: str) -> None:
-    """Perplexity over that of the base, by span length."""
+    """Plots perplexity relative to the base, by span length."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""Measures of fills whose length nobody gave: against the gold text, and by how well the text goes on behind them."""
+"""Measures of fills of free length: against the gold text, and by how well the text continues after them."""
 
 import functools
 import json
@@ -29,9 +29,9 @@ def right_bits(judge, tokenizer, texts: list[tuple[str, str]], name: str | None 
     log2 p(right | before) under a judge, left to right.
 
     Args:
-        judge (`Magnet*ForCausalLM`): Of which the base is asked.
-        texts: Pairs of a text and the one behind it; a space stands between them.
-        name (`str`, *optional*): Of the progress bar; none without.
+        judge (`Magnet*ForCausalLM`): Only its base model is used.
+        texts: Pairs of a text and its continuation, joined by a space.
+        name (`str`, *optional*): Title of the progress bar; `None` for no bar.
     """
     opening, bits = start_ids(judge.config, tokenizer), []
     for before, right in tqdm(texts, desc=name, disable=name is None):

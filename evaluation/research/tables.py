@@ -1,4 +1,4 @@
-"""The tables of docs/results.md that `free_length` and `length_curve` measured; docs/make_tables.py puts them in."""
+"""The tables of docs/results.md that `free_length` and `length_curve` measured; docs/make_tables.py inserts them."""
 
 import json
 from pathlib import Path
@@ -53,12 +53,12 @@ def measured_rows(systems: dict, labels: dict[str, str]) -> str:
 
 
 def free_length() -> str:
-    """What people wrote, and all systems."""
+    """Human fills and all systems."""
     return measured_rows(report("free_length.json")["systems"], SYSTEMS)
 
 
 def free_length_differences() -> str:
-    """MAGNET less fill-in-the-middle, with as many candidates and the same rule."""
+    """MAGNET minus fill-in-the-middle, with as many candidates and the same rule."""
     found, rows = report("free_length.json")["differences"], []
     for system, others, label in (("magnet_free", "", "greedy"), ("magnet_n8", "_n8", "best of 8")):
         for order in ("psm", "spm"):

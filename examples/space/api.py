@@ -1,4 +1,4 @@
-"""What programs and agents may call, over HTTP or as tools of the Model Context Protocol."""
+"""Functions that programs and agents can call, over HTTP or as Model Context Protocol tools."""
 
 from checkpoint import load
 from embedding import nearest, read_sentences
@@ -13,11 +13,11 @@ def infill(text: str, length: int = 0, num_alternatives: int = 1, seed: int = 0)
     Args:
         text: The text, with <|gap|> or <|gap:name|> where something is missing.
         length: Exact number of tokens of each gap; 0 lets the model end it.
-        num_alternatives: How many fills to return, the best first; above 1 they are sampled.
-        seed: Of the sampling.
+        num_alternatives: How many fills to return, best first; above 1 they are sampled.
+        seed: Seed for sampling.
 
     Returns:
-        The alternatives: whole text, score, and each gap's text, place, tokens and why it ended.
+        The alternatives: whole text, score, and each gap's text, span, tokens and finish reason.
     """
     if not 0 <= length <= MAX_NEW_TOKENS:
         raise ValueError(f"length={length}: must lie between 0 and {MAX_NEW_TOKENS}.")
@@ -33,7 +33,7 @@ def nearest_sentences(query: str, sentences: list[str]) -> list[list]:
     Rank sentences by the cosine similarity of their embeddings to a query's.
 
     Args:
-        query: What to compare with.
+        query: Text to compare with.
         sentences: At least two sentences.
 
     Returns:
@@ -44,11 +44,11 @@ def nearest_sentences(query: str, sentences: list[str]) -> list[list]:
 
 def generate(prompt: str, max_new_tokens: int = 40) -> dict:
     """
-    Go on with a text greedily by the base model, by causal mode, and with the adapter on, and compare the three.
+    Continue a text greedily with the base model, in causal mode, and with the adapter on, and compare the three.
 
     Args:
-        prompt: The beginning.
-        max_new_tokens: How many tokens to write.
+        prompt: Text to continue.
+        max_new_tokens: Number of tokens to generate.
 
     Returns:
         For each: the continuation, whether its logits equal the base's bit for bit, and the perplexity.

@@ -1,9 +1,9 @@
-"""A page that shows a MAGNET checkpoint: it fills gaps, embeds, generates, and draws its attention.
+"""A Gradio app for a MAGNET checkpoint: it fills gaps, embeds, generates, and draws attention masks.
 
     pip install -r requirements.txt
     MAGNET_MODEL=path/or/hub-id python app.py
 
-Loading runs the Python files of the checkpoint: name one that you trust, and its commit with MAGNET_REVISION.
+Loading runs the checkpoint's Python files: use one that you trust, and pin its commit with MAGNET_REVISION.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ INTRODUCTION = """# MAGNET
 One set of weights **fills gaps** in text (hybrid attention), **embeds** it (bidirectional) and **generates** it
 (causal) · [paper](https://huggingface.co/papers/2501.08648) · checkpoint: `{name}`, {millions:,.1f} M parameters"""
 TABS = {"Infill": infill_tab, "Embed": embed_tab, "Generate": generate_tab, "Attention": attention_tab}
-# fonts of the system: nothing is fetched from elsewhere
+# system fonts: nothing is downloaded
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS)
 CSS = """
@@ -39,7 +39,7 @@ CSS = """
 
 
 def build() -> gr.Blocks:
-    """The page; the model is shared, threads may mix its modes."""
+    """Builds the page; threads share the model and may mix modes."""
     checkpoint = load()
     millions = sum(weight.numel() for weight in checkpoint.model.parameters()) / 1e6
     with gr.Blocks(title="MAGNET", analytics_enabled=False) as page:

@@ -1,4 +1,4 @@
-"""What the Attention tab draws: who attends to whom in a text with gaps, in the three modes (Figure 2)."""
+"""Attention masks of a text with gaps in the three modes (Figure 2), for the Attention tab."""
 
 import torch
 from checkpoint import Checkpoint, check_text
@@ -13,7 +13,7 @@ MEANINGS = ["may not attend", "a context token attends", "a span token attends"]
 
 
 def read_spans(checkpoint: Checkpoint, text: str, tokens_per_gap: int) -> tuple[list[str], list[int]]:
-    """The tokens of a text whose gaps have `tokens_per_gap` tokens each, and their span ids: 0 context, g in gap g."""
+    """The tokens of a text with `tokens_per_gap` tokens per gap, and their span ids: 0 for context, g in gap g."""
     check_text("The text", text)
     infilling, config, tokenizer = checkpoint.module("infilling_magnet"), checkpoint.model.config, checkpoint.tokenizer
     if len(infilling.split_at_gaps(text, GAP)) == 1:
@@ -40,7 +40,7 @@ def _shown(token: str) -> str:
 
 
 def masks(checkpoint: Checkpoint, spans: list[int]) -> dict[str, torch.Tensor]:
-    """For each mode, (L, L): 0 where a query (row) may not attend to a key, 1 where as context, 2 where as span token."""
+    """For each mode, (L, L): 0 if a query (row) may not attend to a key, 1 if it may as context, 2 as span token."""
     index = torch.arange(len(spans))
     modes = {"causal": [1] * len(spans), "bidirectional": [0] * len(spans), "hybrid": spans}
     pictures = {}
@@ -52,7 +52,7 @@ def masks(checkpoint: Checkpoint, spans: list[int]) -> dict[str, torch.Tensor]:
 
 
 def draw(labels: list[str], spans: list[int], pictures: dict[str, torch.Tensor]) -> Figure:
-    """Three panels; the tokens of gaps are written in green."""
+    """Draws three panels; gap tokens are green."""
     size = max(3.6, 0.2 * len(labels))
     figure = Figure(figsize=(3 * size + 1.4, size + 1.6), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)

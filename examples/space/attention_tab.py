@@ -1,4 +1,4 @@
-"""The tab that draws the attention masks of the user's own text."""
+"""The Attention tab: attention masks of the user's text."""
 
 import gradio as gr
 from attending import draw, masks, read_spans
@@ -17,7 +17,7 @@ RULE = (
 
 
 def build(checkpoint: Checkpoint) -> None:
-    """Draws the tab."""
+    """Builds the tab."""
 
     def picture(text: str, tokens_per_gap: int):
         labels, spans = read_spans(checkpoint, text, int(tokens_per_gap))

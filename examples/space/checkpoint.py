@@ -1,4 +1,4 @@
-"""The checkpoint that the Space shows, loaded once, and the views of its weights that the tabs compare."""
+"""The Space's checkpoint, loaded once, and the views of its weights that the tabs compare."""
 
 import functools
 import importlib
@@ -18,19 +18,19 @@ MAX_CHARACTERS = 4000
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, its tokenizer, and what it is called."""
+    """A model, its tokenizer and its name."""
 
     model: torch.nn.Module
     tokenizer: object
     name: str
 
     def module(self, name: str) -> ModuleType:
-        """One of the files that came with the checkpoint, or of the installed package where there is one."""
+        """A module of the checkpoint's own code, or of the installed package if there is one."""
         return importlib.import_module(f"{type(self.model).__module__.rpartition('.')[0]}.{name}")
 
 
 def model_name_or_path() -> str:
-    """`MAGNET_MODEL`, a Hub id or a folder, or else the tiny checkpoint."""
+    """`MAGNET_MODEL`, a Hub id or a folder; by default the tiny checkpoint."""
     if name := os.environ.get("MAGNET_MODEL"):
         return name
     for folder in FOLDERS:
@@ -44,7 +44,7 @@ def model_name_or_path() -> str:
 
 @functools.cache
 def load() -> Checkpoint:
-    """Loads the checkpoint with its own code; `MAGNET_REVISION` pins the commit whose code was read."""
+    """Loads the checkpoint with its own code; `MAGNET_REVISION` pins the commit that you reviewed."""
     name, revision = model_name_or_path(), os.environ.get("MAGNET_REVISION", "main")
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
@@ -57,13 +57,13 @@ def load() -> Checkpoint:
 
 
 def causal_view(model, causal_adapter: bool):
-    """The same weights in a model whose causal mode has the adapter on or off; the shared model stays as it is."""
+    """The same weights in a model whose causal mode has the adapter on or off; the shared model does not change."""
     config = type(model.config).from_dict(model.config.to_dict() | {"causal_adapter": causal_adapter})
     return _on_weights(type(model), config, model, model.state_dict())
 
 
 def stock_view(model):
-    """Transformers' own model of the same family on the base's weights: no class, mask or adapter of MAGNET takes part."""
+    """transformers' stock model of the family with the base's weights, without MAGNET's classes, masks or adapter."""
     weights = {
         name: weight
         for name, weight in model.state_dict().items()
@@ -83,7 +83,7 @@ def _on_weights(build, config, model, weights):
 
 
 def check_text(what: str, text: str | None, most: int = MAX_CHARACTERS) -> str:
-    """Raises `ValueError` where there is nothing to work on, or more than a shared demo can bear."""
+    """Raises `ValueError` if the text is empty or too long for a shared demo."""
     if not (text or "").strip():
         raise ValueError(f"{what} is empty. Write something, or choose an example.")
     if len(text) > most:

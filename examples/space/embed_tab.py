@@ -1,4 +1,4 @@
-"""The tab that embeds sentences: how alike they are, and which is nearest to a query."""
+"""The Embed tab: similarities of sentences, and which is nearest to a query."""
 
 import gradio as gr
 from checkpoint import Checkpoint
@@ -18,7 +18,7 @@ QUERY = "The dog played with a ball."
 
 
 def build(checkpoint: Checkpoint) -> None:
-    """Draws the tab."""
+    """Builds the tab."""
 
     def embed(lines: str, query: str, instructed: bool):
         sentences = read_sentences(lines)

@@ -1,4 +1,4 @@
-"""What the Embed tab computes: cosine similarities of sentences, their picture, and those nearest to a query."""
+"""Cosine similarities of sentences, their heat map, and those nearest to a query, for the Embed tab."""
 
 import numpy as np
 from checkpoint import Checkpoint, check_text
@@ -8,7 +8,7 @@ MAX_SENTENCES, MAX_SENTENCE_CHARACTERS = 24, 600
 
 
 def read_sentences(lines: str) -> list[str]:
-    """One sentence a line; empty lines are passed over."""
+    """One sentence per line; empty lines are skipped."""
     sentences = [line.strip() for line in check_text("The list of sentences", lines, 10_000).splitlines()]
     sentences = [sentence for sentence in sentences if sentence]
     if len(sentences) < 2:
@@ -21,13 +21,13 @@ def read_sentences(lines: str) -> list[str]:
 
 
 def similarities(checkpoint: Checkpoint, sentences: list[str], instruction: str | None = None) -> np.ndarray:
-    """Cosines, (N, N), under bidirectional attention; `instruction=None` is the checkpoint's own, `""` none."""
+    """Cosines, (N, N), with bidirectional attention; `instruction=None` uses the checkpoint's, `""` none."""
     vectors = checkpoint.model.encode(sentences, checkpoint.tokenizer, instruction=instruction)  # (N, d)
     return vectors @ vectors.T
 
 
 def nearest(checkpoint: Checkpoint, sentences: list[str], query: str, instruction: str | None = None) -> list[list]:
-    """Rows of rank, cosine and sentence, the nearest to the query first."""
+    """Rows of rank, cosine and sentence, nearest to the query first."""
     check_text("The query", query, MAX_SENTENCE_CHARACTERS)
     vectors = checkpoint.model.encode([query, *sentences], checkpoint.tokenizer, instruction=instruction)  # (N + 1, d)
     cosines = vectors[1:] @ vectors[0]
@@ -36,7 +36,7 @@ def nearest(checkpoint: Checkpoint, sentences: list[str], query: str, instructio
 
 
 def heat_map(cosines: np.ndarray, sentences: list[str]) -> Figure:
-    """The similarities as a picture: rows carry the sentences, columns their numbers."""
+    """Heat map of the similarities; rows are labelled with sentences, columns with their numbers."""
     count = len(sentences)
     labels = [f"{_shortened(sentence)}  {number}" for number, sentence in enumerate(sentences, 1)]
     width = 1.6 + 0.075 * max(map(len, labels)) + 0.55 * count
@@ -58,4 +58,4 @@ def heat_map(cosines: np.ndarray, sentences: list[str]) -> Figure:
 
 def _shortened(sentence: str, most: int = 44) -> str:
     sentence = sentence if len(sentence) <= most else sentence[: most - 1].rstrip() + "…"
-    return sentence.replace("$", r"\$")  # matplotlib would read formulas
+    return sentence.replace("$", r"\$")  # matplotlib would parse formulas

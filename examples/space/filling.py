@@ -1,4 +1,4 @@
-"""What the Infill tab computes: alternatives for the gaps of a text, with the probability of each token."""
+"""Alternatives for the gaps of a text, with the probability of each token, for the Infill tab."""
 
 import math
 import threading
@@ -8,20 +8,20 @@ from checkpoint import Checkpoint, check_text
 
 MAX_GAPS, MAX_NEW_TOKENS, MAX_DRAFTS = 8, 128, 8
 DECODINGS = ("sampling", "beam search", "greedy")
-# class of a token -> least probability; light to dark
+# class of a token -> minimum probability; light to dark
 CLASSES = {"p ≥ 0.5": 0.5, "0.1 – 0.5": 0.1, "0.01 – 0.1": 0.01, "p < 0.01": 0.0}
-_random = threading.Lock()  # torch's random numbers are the process's, so seeded calls take turns
+_random = threading.Lock()  # torch's random state is global, so seeded calls take turns
 
 
 def seeded(call, seed: int, *args, **kwargs):
-    """Calls with a seed, whatever other threads draw, and leaves their random numbers alone."""
+    """Calls with a seed, without affecting or being affected by other threads' random numbers."""
     with _random, torch.random.fork_rng():
         torch.manual_seed(int(seed))
         return call(*args, **kwargs)
 
 
 def longest_gap(checkpoint: Checkpoint) -> int:
-    """Most tokens of a gap that the model ends: a checkpoint has learnt to end those up to its largest free offset."""
+    """Maximum tokens of a gap that the model ends itself: its largest free offset."""
     config = checkpoint.model.config
     if config.infill_end_token_id is None:
         return MAX_NEW_TOKENS
@@ -29,7 +29,7 @@ def longest_gap(checkpoint: Checkpoint) -> int:
 
 
 def gap_length(kind: str, exact: int, fewest: int, most: int) -> dict:
-    """The arguments of `infill()` that say how long a gap may be."""
+    """The length arguments of `infill()`."""
     if kind == "auto":
         return {"length": "auto", "max_new_tokens": int(most)}
     if kind == "exact":
@@ -40,7 +40,7 @@ def gap_length(kind: str, exact: int, fewest: int, most: int) -> dict:
 
 
 def decoding_arguments(kind: str, drafts: int, temperature: float, top_p: float) -> dict:
-    """The arguments of `infill()` for a way of decoding; greedy search has one draft only."""
+    """The decoding arguments of `infill()`; greedy search has only one draft."""
     if kind == "greedy":
         return {}
     several = {"num_return_sequences": int(drafts), "num_candidates": int(drafts)}
@@ -58,7 +58,7 @@ def alternatives(
     seed: int = 0,
 ) -> list[dict]:
     """
-    Fills the gaps of a text in several ways, the best first.
+    Fills the gaps of a text in several ways, best first.
 
     Returns:
         `{"text", "score", "gaps": [{"span", "text", "tokens", "finish_reason", "end"}]}` for each alternative, where
@@ -105,7 +105,7 @@ def _described(output, tokenizer) -> dict:
 
 
 def token_texts(ids: list[int], tokenizer) -> list[str]:
-    """Each token as text; one that is a part of a character only, as bytes of an emoji are, as the vocabulary has it."""
+    """Each token as text; part of a character, such as a byte of an emoji, as its vocabulary entry."""
     texts = [tokenizer.decode([number]) for number in ids]
     pieces = tokenizer.convert_ids_to_tokens(ids)
     return [piece if "\ufffd" in text else text for text, piece in zip(texts, pieces)]
@@ -120,7 +120,7 @@ def label(alternative: dict) -> str:
 
 
 def highlighted_fills(alternative: dict) -> list[tuple[str, str | None]]:
-    """The whole text, cut at its fills; a fill is labelled with its gap's name or number."""
+    """The whole text, split at its fills; each fill is labelled with its gap's name or number."""
     parts, end = [], 0
     for number, gap in enumerate(alternative["gaps"], 1):
         start, stop = gap["span"]
@@ -130,7 +130,7 @@ def highlighted_fills(alternative: dict) -> list[tuple[str, str | None]]:
 
 
 def highlighted_tokens(alternative: dict) -> list[tuple[str, str | None]]:
-    """The tokens of all fills, each labelled with the class of its probability."""
+    """The tokens of all fills, each labelled with its probability class."""
     parts = []
     for gap in alternative["gaps"]:
         parts += [(" ⋯ ", None)] if parts else []
@@ -145,7 +145,7 @@ def probability_class(logprob: float) -> str:
 
 
 def token_table(alternative: dict) -> list[list]:
-    """Rows of gap, token, probability in percent, log-probability in nats; and why the gap ended."""
+    """Rows of gap, token (END included), probability in percent, log-probability in nats."""
     rows = []
     for number, gap in enumerate(alternative["gaps"], 1):
         name, ends = gap["name"] or f"gap {number}", [] if gap["end"] is None else [("END", gap["end"])]

@@ -1,4 +1,4 @@
-"""The tab that generates: base, causal mode and adapter on side by side, from one set of weights."""
+"""The Generate tab: base, causal mode and adapter on, side by side, from one set of weights."""
 
 import gradio as gr
 from checkpoint import Checkpoint
@@ -15,7 +15,7 @@ COLORS = {"as the base": "#a7d8c4", "differs": "#f3b0b5"}
 
 
 def build(checkpoint: Checkpoint) -> None:
-    """Draws the tab."""
+    """Builds the tab."""
 
     def go_on(prompt: str, max_new_tokens: int, temperature: float, seed: int):
         results = compare(checkpoint, prompt, max_new_tokens, temperature, seed)

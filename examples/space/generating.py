@@ -1,4 +1,4 @@
-"""What the Generate tab computes: one text from the base model, from causal mode, and with the adapter on in causal mode."""
+"""Continuations by the base model, in causal mode, and with the adapter on in causal mode, for the Generate tab."""
 
 import functools
 
@@ -12,7 +12,7 @@ BASE, CAUSAL, ADAPTED = "the base", "MAGNET, causal mode", "MAGNET, adapter on"
 
 @functools.cache
 def models(checkpoint: Checkpoint) -> dict:
-    """Three models on one set of weights; none of them copies any."""
+    """Three models that share one set of weights."""
     return {
         BASE: stock_view(checkpoint.model),
         CAUSAL: causal_view(checkpoint.model, causal_adapter=False),
@@ -23,16 +23,16 @@ def models(checkpoint: Checkpoint) -> dict:
 @torch.no_grad()
 def compare(checkpoint: Checkpoint, prompt: str, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> dict:
     """
-    Goes on with a text in three ways, then reads the first of the results with all three models.
+    Continues a text in three ways, then reads the base's result with all three models.
 
     Returns:
         For each model `{"continuation", "tokens", "equal", "difference", "perplexity"}`: whether all logits of that
-        text are those of the base bit for bit, their largest difference, and the perplexity of the whole text.
+        text equal the base's bit for bit, their largest difference, and the perplexity of the whole text.
     """
     check_text("The beginning", prompt)
     tokenizer, encoding = checkpoint.tokenizer, checkpoint.module("encoding_magnet")
     start = encoding.start_ids(checkpoint.model.config, tokenizer)
-    ids = [*start, *encoding.text_ids(prompt, tokenizer)]  # control tokens spelt out are text
+    ids = [*start, *encoding.text_ids(prompt, tokenizer)]  # spelt-out control tokens are text
     ids = torch.tensor([ids], device=checkpoint.model.device)  # (1, L)
     room = checkpoint.model.config.max_position_embeddings - ids.shape[1]
     if room < max_new_tokens:
@@ -64,7 +64,7 @@ def _perplexity(logits: torch.Tensor, ids: torch.Tensor) -> float:
 
 
 def highlighted(checkpoint: Checkpoint, prompt: str, result: dict, base: dict) -> list[tuple[str, str | None]]:
-    """The prompt and its continuation, which is marked from the first token that the base would not have written."""
+    """The prompt and its continuation, which is marked from the first token that differs from the base's."""
     tokens, same = result["tokens"], 0
     while same < len(tokens) and tokens[same : same + 1] == base["tokens"][same : same + 1]:
         same += 1
@@ -88,7 +88,7 @@ def measures(results: dict) -> list[list]:
 
 
 def verdict(checkpoint: Checkpoint, results: dict) -> str:
-    """What the comparison shows, in a sentence."""
+    """The comparison in a sentence."""
     if checkpoint.model.config.adapter is None:
         return "This checkpoint has no adapter that could be switched off: all three are the same weights."
     equal, adapted = results[CAUSAL]["equal"], results[ADAPTED]

@@ -1,4 +1,4 @@
-"""The tab that fills gaps: click words away, choose among what the model writes instead."""
+"""The Infill tab: click words to make gaps, and choose among the model's fills."""
 
 from functools import partial
 
@@ -65,7 +65,7 @@ watch('value', () => {
 
 
 def fill(checkpoint: Checkpoint, text, kind, exact, fewest, most, decoding, drafts, temperature, top_p, order, seed):
-    """All that the button changes: the list of alternatives, what is known of them, and the first one shown."""
+    """The button's updates: the list of alternatives, their data, and the first one shown."""
     length = gap_length(kind, exact, fewest, most)
     decoded = decoding_arguments(decoding, drafts, temperature, top_p)
     found = alternatives(checkpoint, text, length, decoded, order, seed)
@@ -87,7 +87,7 @@ def click(pieces: list[dict], event: gr.EventData):
 
 
 def follow(text: str, pieces: list[dict]):
-    """The pieces of a text that was typed; of one that clicks have made, they are there, and know the words behind gaps."""
+    """The pieces of a typed text; a text made by clicks keeps its pieces, which store the words behind gaps."""
     if len(text) > MAX_CHARACTERS:
         return []
     return gr.skip() if words.write_text(pieces or []) == text else words.read_pieces(text)
@@ -130,7 +130,7 @@ def settings(longest: int) -> list:
 
 
 def editor() -> tuple:
-    """The text, once to be typed and once to be clicked."""
+    """The text, as a text box and as clickable words."""
     text = gr.Textbox(
         EXAMPLES[0],
         label="Text",
@@ -160,7 +160,7 @@ def editor() -> tuple:
 
 
 def results(first: list) -> list:
-    """What comes out, in the order of `fill`'s results; `first` is what stands there when the page opens."""
+    """The outputs, in the order of `fill`'s results; `first` is shown when the page opens."""
     radio, found, filled, tokens, remarks, table = first
     with gr.Row():
         with gr.Column(scale=3):
@@ -189,7 +189,7 @@ def results(first: list) -> list:
 
 
 def build(checkpoint: Checkpoint) -> None:
-    """Draws the tab."""
+    """Builds the tab."""
     with gr.Row():
         with gr.Column(scale=3):
             text, button = editor()
@@ -204,7 +204,7 @@ def build(checkpoint: Checkpoint) -> None:
 
 
 def partial_named(function, checkpoint):
-    """`functools.partial` with the name that gradio and wraps ask for."""
+    """`functools.partial` with the name that gradio and wraps need."""
     call = partial(function, checkpoint)
     call.__name__ = function.__name__
     return call

@@ -1,4 +1,4 @@
-"""Errors of the user become messages of the page; the reasons of all others stay in the log."""
+"""Shows user errors on the page; the details of all others stay in the log."""
 
 import functools
 import html
@@ -7,7 +7,7 @@ import gradio as gr
 
 
 def told(function):
-    """Shows the message of a `ValueError` in the page, which stays as it is."""
+    """Shows the message of a `ValueError` on the page, which does not change."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -23,7 +23,7 @@ def told(function):
 
 
 def answered(function):
-    """Gives programs the message of a `ValueError` as their error, and no stack trace."""
+    """Passes the message of a `ValueError` to API clients, without a stack trace."""
 
     @functools.wraps(function)
     def call(*args, **kwargs):

@@ -1,7 +1,7 @@
-r"""A text as words that can be clicked: a word becomes a gap, a gap its word again.
+r"""A text as clickable words: a click turns a word into a gap, and a gap back into its word.
 
-A piece is a word with the white space before it, or a marker such as `<|gap|>` or `<|gap:name|>`. Clicked words that
-stand side by side are one gap. `\<|gap|>` is text, as for `infill()`.
+A piece is a word with the white space before it, or a marker such as `<|gap|>` or `<|gap:name|>`. Adjacent clicked
+words are one gap. `\<|gap|>` is text, as in `infill()`.
 """
 
 import itertools
@@ -14,7 +14,7 @@ PIECE = re.compile(rf"\s*(?:(?<!\\)(?:\\\\)*(?P<marker>{MARKER})|(?:(?!(?<!\\){M
 
 def read_pieces(text: str) -> list[dict]:
     """
-    Cuts a text into pieces; joined, they are the text again.
+    Splits a text into pieces; joined, they are the text again.
 
     Example:
 
@@ -38,8 +38,8 @@ def read_pieces(text: str) -> list[dict]:
 
 def entities(text: str) -> str:
     """
-    A text as HTML of letters, digits and numeric entities. Gradio runs what a template gives as a JavaScript template
-    literal once more, so that `${...}` in a user's text would be code, and a backslash would go.
+    A text as HTML of letters, digits and numeric entities. Gradio evaluates a template's output again as a JavaScript
+    template literal, so `${...}` in a user's text would run as code, and a backslash would be lost.
 
     Example:
 
@@ -53,7 +53,7 @@ def entities(text: str) -> str:
 
 
 def write_text(pieces: list[dict]) -> str:
-    """The text of pieces, with one marker for each run of gaps: that of the run where it has one, with its name."""
+    """The text of pieces, with one marker for each run of gaps: the run's own (named) marker, if it has one."""
     text = ""
     for is_gap, run in itertools.groupby(pieces, key=lambda piece: piece["gap"]):
         run = list(run)
@@ -68,8 +68,8 @@ def write_text(pieces: list[dict]) -> str:
 
 
 def click(pieces: list[dict], index: int) -> list[dict]:
-    """The pieces after a click on one of them: a word changes sides, a marker, whose words nobody knows, goes."""
-    if not 0 <= index < len(pieces):  # the text changed under a slow click
+    """The pieces after a click on one: a word toggles; a marker, whose words are unknown, is removed."""
+    if not 0 <= index < len(pieces):  # the text changed before a slow click arrived
         return pieces
     if pieces[index]["marker"]:
         return pieces[:index] + pieces[index + 1 :]

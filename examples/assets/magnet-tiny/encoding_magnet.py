@@ -1,4 +1,4 @@
-"""From text to tokens, and from texts to vectors: sentence embeddings (section 3.2.2), word embeddings (section 4.1)."""
+"""Tokenization, sentence embeddings (section 3.2.2) and word embeddings (section 4.1)."""
 
 import logging
 import weakref
@@ -20,9 +20,9 @@ _literal_tokenizers = weakref.WeakKeyDictionary()  # tokenizer -> (vocabulary si
 
 def literal_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """
-    A copy of a fast tokenizer's backend that reads special tokens in a text as text: `</s>` typed by a user ends nothing.
+    A copy of a fast tokenizer's backend that treats special tokens in user text, such as `</s>`, as plain text.
 
-    The setting lies in the backend, where each call of any thread changes it for all; so we have a copy of our own.
+    The setting belongs to the backend, which all threads share, so changing it requires a copy.
     """
     size, twin = _literal_tokenizers.get(tokenizer, (None, None))
     if size != len(tokenizer):
@@ -35,7 +35,7 @@ def literal_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a text, without [BOS] and [EOS]; special tokens spelt out in it are text."""
+    """Token ids of a text, without [BOS] and [EOS]; special tokens in it count as plain text."""
     return literal_tokenizer(tokenizer).encode(text, add_special_tokens=False).ids
 
 
@@ -53,7 +53,7 @@ def padded(rows: list[list[int]], device=None, value: int = 0) -> tuple[torch.Lo
     Args:
         rows (`list[list[int]]`): At least one.
         device (`torch.device`, *optional*): Where to put it.
-        value (`int`, *optional*, defaults to 0): Stands where the mask is 0; any valid id will do.
+        value (`int`, *optional*, defaults to 0): Padding id; any valid id will do.
 
     Returns:
         ids and mask, `torch.LongTensor` of shape `(rows, longest)`; the mask is 0 at padding.
@@ -98,7 +98,7 @@ class EncodingMixin:
         Embeds texts: `[BOS] instruction text [EOS]`, bidirectional attention, pooled at [EOS] (section 3.2.2).
 
         Args:
-            texts (`str` or `list[str]`): What to embed. Special tokens spelt out in a text stay text.
+            texts (`str` or `list[str]`): Texts to embed. Special tokens in them count as plain text.
             tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer (a fast one).
             instruction (`str`, *optional*, defaults to `config.representation_prompt`): `""` for none.
             batch_size (`int`, *optional*, defaults to 32): Texts per forward.
@@ -106,11 +106,11 @@ class EncodingMixin:
             show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches.
 
         Returns:
-            `np.ndarray` of shape `(N, d)`, float32; `(d,)` for a single string. A text beyond
-            `max_position_embeddings` loses its end (never its [EOS]), with one warning that counts such texts.
+            `np.ndarray` of shape `(N, d)`, float32; `(d,)` for a single string. Texts longer than
+            `max_position_embeddings` are truncated (but keep [EOS]), with one warning that counts them.
 
         Raises:
-            `ValueError` naming the first item that is no string, or a `batch_size` below 1.
+            `ValueError` naming the first item that is not a string, or a `batch_size` below 1.
 
         Example:
 
@@ -134,7 +134,7 @@ class EncodingMixin:
         prompt = self.config.representation_prompt if instruction is None else instruction
         start = start_ids(self.config, tokenizer)
         rows = [[*start, *text_ids(f"{prompt} {text}" if prompt else text, tokenizer)] for text in texts]
-        limit = self.config.max_position_embeddings - 1  # [EOS] stands behind
+        limit = self.config.max_position_embeddings - 1  # room for [EOS]
         if too_long := sum(len(row) > limit for row in rows):
             logger.warning(
                 "%d of %d texts are longer than %d tokens and lose their end.", too_long, len(rows), limit + 1
@@ -157,19 +157,19 @@ class EncodingMixin:
     ) -> list[np.ndarray]:
         r"""
         Embeds the words of sentences. Token i is represented by the output at i-1, which MNTP trains to predict it; a
-        word is the mean of its tokens (section 4.1). Where no token opens a text, the first one represents itself.
+        word is the mean of its tokens (section 4.1). Without a start token, the first token represents itself.
 
         Args:
-            sentences (`list[list[str]]`): Sentences, each a list of words; they are joined by single spaces.
+            sentences (`list[list[str]]`): Sentences, each a list of words, which are joined by single spaces.
             tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer (a fast one).
             batch_size (`int`, *optional*, defaults to 32): Sentences per forward.
             show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches.
 
         Returns:
-            One float32 array of shape `(number of words, d)` a sentence.
+            One float32 array of shape `(number of words, d)` per sentence.
 
         Raises:
-            `ValueError` for an item that is no list of non-empty words, or a sentence beyond
+            `ValueError` for an item that is not a list of non-empty words, or a sentence longer than
             `max_position_embeddings` (its last words would get no vector).
         """
         check_tokenizer(tokenizer, self.config)
@@ -190,13 +190,13 @@ class EncodingMixin:
             owners.append(owner)
         vectors = [np.zeros((0, self.config.hidden_size), dtype=np.float32)] * len(rows)
         for chosen, hidden, mask in self._forward_sorted(rows, batch_size, show_progress_bar):
-            own = own_token_states(hidden, mask)[:, len(start) :]  # (b, L, d) of the tokens behind the opening one
+            own = own_token_states(hidden, mask)[:, len(start) :]  # (b, L, d), without the start token
             for i, states in zip(chosen, own.float().cpu().numpy()):
                 vectors[i] = _mean_by_word(states, owners[i], len(sentences[i]))
         return vectors
 
     def _forward_sorted(self, rows, batch_size, show_progress_bar):
-        """Yields (row numbers, last hidden states (b, L, d), mask (b, L)), longest rows first, so padding is small."""
+        """Yields (row numbers, last hidden states (b, L, d), mask (b, L)), longest rows first to reduce padding."""
         check_positive("batch_size", batch_size)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -217,7 +217,7 @@ def pooled(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: s
 
 
 def own_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Moves each output one to the right, onto the token it represents; a row's first real token keeps its own."""
+    """Shifts each output one to the right, onto the token it represents; a row's first real token keeps its own."""
     shifted = torch.cat([hidden_states[:, :1], hidden_states[:, :-1]], dim=1)  # (B, L, d)
     if attention_mask is None:
         return shifted
@@ -226,17 +226,17 @@ def own_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor |
 
 
 def _tokens_of_words(words: list[str], tokenizer) -> tuple[list[int], np.ndarray]:
-    """Token ids and, for each token, the number of the word it belongs to."""
-    # a word owns the space before it: rare characters follow a token that is only that space
+    """Token ids and, for each token, the index of its word."""
+    # a word owns the space before it, which is a token of its own before rare characters
     word_of_char = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])[1:]
     encoded = literal_tokenizer(tokenizer).encode(" ".join(words), add_special_tokens=False)
-    # a token's last character: "Ġcat" may start on the space, but always ends inside its word
+    # use a token's last character: "Ġcat" may start on the space, but ends inside its word
     owner = [int(word_of_char[max(end - 1, 0)]) for _, end in encoded.offsets]
     return encoded.ids, np.array(owner)
 
 
 def _mean_by_word(states: np.ndarray, owner: np.ndarray, n_words: int) -> np.ndarray:
-    """Means (n_words, d) of the tokens' states (L, d) that are each word's."""
+    """Mean (n_words, d) of each word's token states (L, d)."""
     sums = np.zeros((n_words, states.shape[1]), dtype=np.float32)
     np.add.at(sums, owner, states[: len(owner)])
     counts = np.bincount(owner, minlength=n_words).astype(np.float32)
@@ -247,7 +247,7 @@ def _mean_by_word(states: np.ndarray, owner: np.ndarray, n_words: int) -> np.nda
 
 
 def check_tokenizer(tokenizer, config) -> None:
-    """Raises `ValueError` for what is no fast tokenizer, or one whose tokens the model does not have."""
+    """Raises `ValueError` unless this is a fast tokenizer with [EOS] and no more tokens than the model."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ValueError(
             f"tokenizer={tokenizer!r:.80}: must be the checkpoint's tokenizer, AutoTokenizer.from_pretrained(...)."
@@ -264,7 +264,7 @@ def check_tokenizer(tokenizer, config) -> None:
 
 
 def check_text(where: str, text) -> None:
-    """Half of a surrogate pair, as broken UTF-16 leaves it, is no text; the tokenizer's own error does not say so."""
+    """Rejects non-strings and lone surrogates (from broken UTF-16), for which the tokenizer's own error is unclear."""
     if not isinstance(text, str):
         raise ValueError(f"{where}={text!r:.80}: must be a string.")
     try:

@@ -1,7 +1,7 @@
-"""infill() and score_infill(): gaps in a text are filled from both sides (sections 3.1 and 4.3).
+"""infill() and score_infill(): fill gaps in a text from both sides (sections 3.1 and 4.3).
 
-Three ideas: what may be said of a gap and how its text is read; how the caller's text and a fill join; how fills are
-written by stock `generate()`. Given tokens are scored in `scoring_magnet.py`.
+Three parts: gaps and how the text around them is parsed; how the text and a fill join; how stock `generate()` writes
+fills. `scoring_magnet.py` scores given tokens.
 """
 
 import re
@@ -16,24 +16,25 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from .encoding_magnet import check_positive, check_text, check_tokenizer, padded, start_ids, text_ids
 from .scoring_magnet import continuation_logprobs, span_logprobs
 
-# ------------------------------------------------------------------------------------------ what may be said of a gap
+# ------------------------------------------------------------------------------------------------- gaps and documents
 
 
 @dataclass
 class Gap:
     """
-    A gap in a list of parts, `["Tom was hungry.", Gap(length=8), " He was full."]`. What is left out is the call's.
+    A gap in a list of parts, `["Tom was hungry.", Gap(length=8), " He was full."]`. Unset fields default to the call's
+    arguments.
 
     Args:
-        length (`int`, `(int, int)` or `"auto"`, *optional*): Exact number of tokens; fewest and most; or until the model
-            ends the gap by itself.
-        max_new_tokens (`int`, *optional*): Most tokens of a gap with `length="auto"`.
-        min_new_tokens (`int`, *optional*): Fewest tokens of a gap with `length="auto"`; 0 allows an empty fill.
-        name (`str`, *optional*): Found again in the result; in a string, `<|gap:name|>`.
-        prefix (`str`, *optional*): The fill starts with this; neither `stop` nor trimming takes any of it.
-        stop (`str` or list of `str`, *optional*): Ends a fill behind its first `"sentence"` or `"line"`, or before the
-            first of these strings.
-        candidates (list of `str`, *optional*): The fill is the best of these; nothing is generated, nothing stopped or
+        length (`int`, `(int, int)` or `"auto"`, *optional*): Exact number of tokens; minimum and maximum; or `"auto"`:
+            the model ends the gap itself.
+        max_new_tokens (`int`, *optional*): Maximum number of tokens with `length="auto"`.
+        min_new_tokens (`int`, *optional*): Minimum number of tokens with `length="auto"`; 0 allows an empty fill.
+        name (`str`, *optional*): Key in the result; in a string, `<|gap:name|>`.
+        prefix (`str`, *optional*): The fill starts with this; `stop` and trimming leave it intact.
+        stop (`str` or list of `str`, *optional*): Ends the fill after its first `"sentence"` or `"line"`, or before
+            the first of these strings.
+        candidates (list of `str`, *optional*): The fill is the best of these; nothing is generated, stopped or
             trimmed.
     """
 
@@ -51,13 +52,13 @@ class Gap:
         return not isinstance(self.length, int)
 
     def limits(self) -> tuple[int, int]:
-        """Fewest and most tokens."""
+        """Minimum and maximum length."""
         if isinstance(self.length, int):
             return self.length, self.length
         return (self.min_new_tokens, self.max_new_tokens) if self.length == "auto" else tuple(self.length)
 
     def completed(self, other: "Gap") -> "Gap":
-        """This gap, with what it leaves open taken from another."""
+        """This gap, with unset fields taken from another."""
         return replace(self, **{key: value for key, value in vars(other).items() if getattr(self, key) is None})
 
 
@@ -67,20 +68,20 @@ class InfilledGap:
     One filled gap.
 
     Attributes:
-        text (`str`): The fill, as it stands in the whole text.
+        text (`str`): The fill, as it appears in the whole text.
         token_ids (`list[int]`): Its tokens, without the end token.
         finish_reason (`str`): `"exact_length"`, `"end_token"`, `"stop"`, `"candidate"`, or `"max_tokens"`: the budget ran
-            out, and the fill may break off in mid-sentence.
+            out, and the fill may break off mid-sentence.
         name (`str`, *optional*): The gap's name.
-        span (`tuple[int, int]`): Where the fill stands in the whole text, in characters.
+        span (`tuple[int, int]`): Character offsets of the fill in the whole text.
         token_logprobs (`list[float]`, *optional*): Log-probability of each token under the model, in nats, before any
             sampling setting.
-        end_logprob (`float`, *optional*): That of the end token behind the fill.
-        join_score (`float`, *optional*): How well the text goes on behind the fill: mean log-probability of the next
-            `join_tokens` tokens of the text under the base model, in nats.
-        joint_score (`float`, *optional*): Log-probability of fill and those tokens together under the base model.
-        trimmed (`str`): What was taken off the fill's end because the text behind it says the same.
-        score (`float`, *optional*): What alternatives are sorted by.
+        end_logprob (`float`, *optional*): That of the end token after the fill.
+        join_score (`float`, *optional*): How well the text continues after the fill: mean log-probability of its next
+            `join_tokens` tokens under the base model, in nats.
+        joint_score (`float`, *optional*): Log-probability of the fill and those tokens under the base model.
+        trimmed (`str`): Text cut from the end of the fill because the text after it repeats it.
+        score (`float`, *optional*): Ranks the alternatives.
     """
 
     text: str
@@ -98,13 +99,13 @@ class InfilledGap:
 
 @dataclass
 class InfillOutput:
-    """A whole text, the caller's own characters verbatim, and its gaps from left to right."""
+    """The whole text, with the caller's characters verbatim, and its gaps from left to right."""
 
     text: str
     gaps: list[InfilledGap]
 
     def __getitem__(self, name: str) -> InfilledGap:
-        """The gap of that name."""
+        """The gap with that name."""
         for gap in self.gaps:
             if gap.name == name:
                 return gap
@@ -117,12 +118,12 @@ class Document:
 
     texts: list[str]
     gaps: list[Gap]
-    ids: list[list[int]] = field(default_factory=list)  # tokens of each text; what opens a text is in the first
+    ids: list[list[int]] = field(default_factory=list)  # tokens of each text; the first includes the start token
     fills: list[InfilledGap | None] = field(default_factory=list)
 
     def layout(self, offsets: list[int]) -> tuple[list[int], list[int], dict[int, int]]:
-        """Tokens and positions of the context, and for each open gap the index at which it stands. Behind a gap of exact
-        length the text goes on where it would; a free one reserves the smallest trained offset that holds it."""
+        """Tokens and positions of the context, and the token index of each open gap. A gap of exact length takes up
+        that many positions; a free one reserves the smallest trained offset that holds it."""
         ids, positions, index_of, position = [], [], {}, 0
         for i, text_ids_ in enumerate(self.ids):
             known = (self.fills[i - 1].token_ids if i > 0 and self.fills[i - 1] else []) + text_ids_
@@ -136,7 +137,7 @@ class Document:
         return ids, positions, index_of
 
     def left_ids(self, gap: int) -> list[int]:
-        """All tokens left of a gap; gaps that are still open are passed over."""
+        """All tokens left of a gap; open gaps are skipped."""
         ids = list(self.ids[0])
         for fill, text in zip(self.fills[:gap], self.ids[1 : gap + 1]):
             ids += (fill.token_ids if fill else []) + text
@@ -159,8 +160,8 @@ class Document:
 
 def split_at_gaps(text: str, gap_token: str) -> list[str | Gap]:
     r"""
-    Splits a string at its gap markers. A backslash before a marker makes it text; two make one backslash and a gap. A
-    marker that ends in `|>` may name its gap, `<|gap:name|>`; a name is a Python identifier.
+    Splits a string at its gap markers. A backslash before a marker escapes it; two give one backslash and a gap. A
+    marker that ends in `|>` may name its gap, `<|gap:name|>`; names are Python identifiers.
     """
     marker = re.escape(gap_token)
     if gap_token.endswith("|>"):
@@ -184,7 +185,7 @@ def split_at_gaps(text: str, gap_token: str) -> list[str | Gap]:
 
 
 def read_document(where: str, parts: str | list, gap_token: str, defaults: Gap, named: Mapping[str, Gap]) -> Document:
-    """Makes a document of a string with markers or of a list of strings and gaps; raises where it has no clear gap."""
+    """Builds a document from a string with markers or a list of strings and gaps; raises if it has no clear gap."""
     if isinstance(parts, str):
         parts = split_at_gaps(parts, gap_token)
     if not isinstance(parts, (list, tuple)):
@@ -214,7 +215,7 @@ def read_document(where: str, parts: str | list, gap_token: str, defaults: Gap, 
 
 
 def check_gap(where: str, gap: Gap) -> None:
-    """Raises `ValueError` for a length, a stop, a prefix or candidates that mean nothing."""
+    """Raises `ValueError` for an invalid length, stop, prefix or candidates."""
     if gap.length != "auto" and not isinstance(gap.length, (tuple, list)):
         check_positive(f"{where}: length", gap.length)
     limits = gap.limits()
@@ -237,22 +238,22 @@ def check_gap(where: str, gap: Gap) -> None:
 
 # -------------------------------------------------------------------------------- seams: how the text and a fill join
 
-SENTINELS = ("\n", ".", "a")  # put before a piece of text that continues a document, see continuation_ids
+SENTINELS = ("\n", ".", "a")  # prepended to a text that continues another, see continuation_ids
 SENTENCE_END = re.compile(r"""[.!?…؟।]+["'”’)\]]*(?=\s)|[。！？]+[”’」』]*""")
 LINE_END = re.compile(r"(?<=[^\r\n])[\r\n]")
-OVERLAP_CHARACTERS, OVERLAP_WORDS = 12, 3  # a shorter repetition of the text behind may be meant
-HALF_CHARACTER = "\ufffd"  # what bytes that are no whole character are decoded to
-BYTE = re.compile("<0x[0-9A-F]{2}>")  # how SentencePiece spells a byte; it begins no text that begins with "<"
+OVERLAP_CHARACTERS, OVERLAP_WORDS = 12, 3  # a shorter repetition of the right context may be intended
+HALF_CHARACTER = "\ufffd"  # what incomplete characters are decoded to
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a byte token of SentencePiece; its "<" is not text
 
 
 def healed(text: str) -> str:
-    """The text left of a gap without its one trailing space: a word carries the space before it, so a lone space would be
-    followed by a token the model never saw there."""
+    """The text left of a gap without its one trailing space: tokens include the space before a word, so the model
+    never saw a word after a lone space."""
     return text[:-1] if text.endswith(" ") and len(text) > 1 else text
 
 
 def context_ids(document: Document, config, tokenizer) -> list[list[int]]:
-    """Token ids of each text, special tokens spelt out in them being text."""
+    """Token ids of each text; special tokens in them count as plain text."""
     pieces = [healed(text) for text in document.texts[:-1]] + document.texts[-1:]
     first = start_ids(config, tokenizer) + text_ids(pieces[0], tokenizer)
     return [first] + [continuation_ids(piece, tokenizer) for piece in pieces[1:]]
@@ -260,8 +261,8 @@ def context_ids(document: Document, config, tokenizer) -> list[list[int]]:
 
 def continuation_ids(text: str, tokenizer) -> list[int]:
     """
-    Ids of a text that goes on after something else. Alone, a SentencePiece tokenizer would put a space before it; so a
-    sentinel is put before it and its tokens dropped, the first sentinel that does not merge with the text.
+    Ids of a text that continues another. A SentencePiece tokenizer would prepend a space to the text alone, so it is
+    tokenized after a sentinel (the first that does not merge with it), whose tokens are then dropped.
     """
     for sentinel in SENTINELS if text else ():
         alone, both = text_ids(sentinel, tokenizer), text_ids(sentinel + text, tokenizer)
@@ -271,7 +272,7 @@ def continuation_ids(text: str, tokenizer) -> list[int]:
 
 
 def fill_ids(text: str, document: Document, gap: int, tokenizer) -> list[int]:
-    """Ids of a given fill, as the model would have written it: with the space that was healed off its left."""
+    """Ids of a given fill as the model would write it, with the space that `healed` removed on its left."""
     left = document.texts[gap]
     if not text or not left:
         return text_ids(text, tokenizer)
@@ -279,16 +280,16 @@ def fill_ids(text: str, document: Document, gap: int, tokenizer) -> list[int]:
 
 
 def fill_text(ids: list[int], document: Document, gap: int, tokenizer) -> str:
-    """The fill's whole characters; its first space is neither lost nor doubled."""
+    """Decodes the fill's complete characters; its first space is neither lost nor doubled."""
     left, prefix = document.texts[gap], document.gaps[gap].prefix or ""
 
-    def decoded(part: list[int], opens: bool) -> str:  # a SentencePiece decoder takes the first space off a text
+    def decoded(part: list[int], opens: bool) -> str:  # SentencePiece decoders strip the first space of a text
         behind = [] if opens else text_ids("a", tokenizer)
         text = tokenizer.decode(behind + part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text if opens else text.removeprefix("a")
 
     text, begun = decoded(ids, not left), 0
-    if HALF_CHARACTER in text:  # which spoils all of a run of bytes: whole characters are taken as they are completed
+    if HALF_CHARACTER in text:  # it spoils a whole run of bytes, so characters are taken as they complete
         text = ""
         for end in range(1, len(ids) + 1):
             piece = decoded(ids[begun:end], not left and begun == 0)
@@ -299,7 +300,7 @@ def fill_text(ids: list[int], document: Document, gap: int, tokenizer) -> str:
 
 
 def cut_at(text: str, gap: Gap) -> int | None:
-    """Where `gap.stop` ends a text that is being written, or None; behind the prefix, which always stays."""
+    """The index at which `gap.stop` ends a text, or None; always after the prefix, which is kept."""
     first = len(gap.prefix or "")
     if gap.stop is None or len(text) < first:
         return None
@@ -313,8 +314,8 @@ def cut_at(text: str, gap: Gap) -> int | None:
 
 def overlap(text: str, right: str) -> int:
     """
-    How many characters at the end of a fill say what the text behind it says again. Models that see the right context
-    like to repeat it; one or two words may be chance.
+    Number of characters at the end of a fill that repeat the start of the right context. Models that see the right
+    context tend to repeat it; one or two words may be chance.
     """
     for length in range(min(len(text), len(right)), 0, -1):
         repeated = right[:length]
@@ -326,8 +327,8 @@ def overlap(text: str, right: str) -> int:
 
 
 def start_tokens(ids: list[int], tokenizer) -> list[set[int]]:
-    """What a fill's first tokens may be so that it starts with a text: its own tokens, and in place of the last one any
-    token that goes on from there ("run" may become "running")."""
+    """The first tokens allowed for a fill that starts with a text: the text's own, but any token that extends the last
+    one may replace it ("run" may become "running")."""
     last = tokenizer.convert_ids_to_tokens(ids[-1])
     longer = {
         id for token, id in tokenizer.get_vocab().items() if token.startswith(last) and not BYTE.fullmatch(token)
@@ -337,14 +338,14 @@ def start_tokens(ids: list[int], tokenizer) -> list[set[int]]:
 
 # ------------------------------------------------------------------------------------------------ how fills are written
 
-STATIC_STEP = 64  # a static cache holds a multiple of this many tokens, so that few lengths are compiled
+STATIC_STEP = 64  # static cache sizes are multiples of this, so that few are compiled
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 
 
 @dataclass
 class Job:
-    """One gap to be written `copies` times; `target` is whose it is. The rest is the rule its rows keep to: how many
-    tokens, whether END may be one, and what the first ones must be."""
+    """One gap to fill `copies` times, for target number `target`. The other fields constrain its rows: number of
+    tokens, whether END is allowed, and the first tokens."""
 
     document: Document
     gap: int
@@ -357,7 +358,7 @@ class Job:
 
 
 class GapRules(LogitsProcessor):
-    """Keeps every row of one `generate()` call to its job's rule; beams and alternatives of a row lie side by side."""
+    """Applies each job's constraints to its rows of a `generate()` call; its beams and alternatives are adjacent."""
 
     def __init__(self, jobs: list[Job], prompt_length: int, end: int, never: set[int]):
         self.jobs, self.prompt_length, self.end = jobs, prompt_length, end
@@ -379,7 +380,7 @@ class GapRules(LogitsProcessor):
 
 
 class GapStops(StoppingCriteria):
-    """Ends each row at its job's most tokens, or where the gap's `stop` is written."""
+    """Ends each row at its job's maximum length or at the gap's `stop`."""
 
     def __init__(self, jobs: list[Job], prompt_length: int, tokenizer):
         self.jobs, self.prompt_length, self.tokenizer = jobs, prompt_length, tokenizer
@@ -399,21 +400,20 @@ class GapStops(StoppingCriteria):
 
 class Writer:
     """
-    Fills gaps with stock `generate()`: rows of one call are gaps, each with a rule of its own.
+    Fills gaps with stock `generate()`: each row of a call is a gap with its own constraints.
 
-    No hybrid mask is needed. Context tokens never attend to a span, so their keys and values are computed once, by one
-    bidirectional forward, each at its true position; a span token attends to all of them and to its own past, which is
-    what a cached causal step does. The first span token is predicted by the context token left of the gap: that token is
-    taken out of the cache and fed once more, as the last token of generate()'s prompt. This equals the full hybrid
-    forward.
+    No hybrid mask is needed. Context tokens never attend to a span, so one bidirectional forward computes their keys
+    and values, each at its true position. A span token attends to all of them and to the earlier tokens of its span,
+    as in a cached causal step. The context token left of the gap predicts the first span token, so it is removed from
+    the cache and fed again as the last token of generate()'s prompt. This equals the full hybrid forward.
 
     Args:
         model (`Magnet*ForCausalLM`): In eval mode.
         tokenizer ([`PreTrainedTokenizerBase`]): A fast one.
-        generate_kwargs (`dict`): What the caller wants `generate()` to be told.
-        batch_size (`int`): Rows of a call.
-        join_tokens (`int`): Tokens of the text behind a gap that count in a join score.
-        details (`bool`): Whether all scores are wanted; costs the logits of every step.
+        generate_kwargs (`dict`): The caller's arguments for `generate()`.
+        batch_size (`int`): Rows per call.
+        join_tokens (`int`): Right-context tokens that count in a join score.
+        details (`bool`): Whether to compute all scores, which needs the logits of every step.
     """
 
     def __init__(self, model, tokenizer, generate_kwargs, batch_size=32, join_tokens=16, details=True):
@@ -427,19 +427,17 @@ class Writer:
         self.can_end = model.config.infill_end_token_id is not None
         self.end = model.config.infill_end_token_id if self.can_end else tokenizer.eos_token_id
         self.control = set(tokenizer.all_special_ids) | {self.end}
-        self.pad = min(
-            self.control - {self.end}, default=self.end
-        )  # not END, or a row that was stopped seems to have ended
+        self.pad = min(self.control - {self.end}, default=self.end)  # not END, or a stopped row seems to have ended
 
     def fill(self, targets: list[tuple[Document, int]], copies: int, wanted: int) -> list[list[InfilledGap]]:
-        """For each document and gap the `wanted` best of its candidates, or of as many fills and at least `copies`."""
+        """For each document and gap, the `wanted` best of its candidates or of at least `copies` generated fills."""
         jobs, found = [], [[] for _ in targets]
         for number, (document, gap) in enumerate(targets):
             if document.gaps[gap].candidates is not None:
                 found[number] = self._given(document, gap)
             elif self.can_end or not document.gaps[gap].is_free:
                 jobs.append(Job(document, gap, max(copies, wanted), number))
-            else:  # no end was trained: several lengths are written, and the best is kept
+            else:  # no end token was trained: try several lengths and keep the best
                 fewest, most = document.gaps[gap].limits()
                 prefix = fill_ids(document.gaps[gap].prefix or "", document, gap, self.tokenizer)
                 fewest = max(fewest, len(prefix), 1)
@@ -454,13 +452,13 @@ class Writer:
             ranked.append(self._ranked(document, gap, fills)[:wanted])
         return ranked
 
-    # ------------------------------------------------------------------------------------------------ which is best
+    # ------------------------------------------------------------------------------------------------------ ranking
 
     def _ranked(self, document: Document, gap: int, fills: list[InfilledGap]) -> list[InfilledGap]:
         """
-        The best first. Fills of different lengths cannot be compared by their own likelihood: its sum prefers short
-        fills, its mean generic ones. What stands behind the gap is the same for all, so its likelihood under the base
-        model can: the join score. Given candidates are ranked by that and their own; beam search has its own order.
+        Sorts fills, best first. Fills of different lengths cannot be compared by their own likelihood: the sum favours
+        short fills, the mean generic ones. The right context is the same for all, so its likelihood under the base
+        model is used: the join score. Given candidates are ranked by the joint score; beams keep their own order.
         """
         given, is_free = document.gaps[gap].candidates is not None, document.gaps[gap].is_free
         in_order = self.beams > 1 and not given and (self.can_end or not is_free)
@@ -470,14 +468,14 @@ class Writer:
         if in_order:
             return fills
         for fill in fills:
-            if fill.join_score is None:  # no text behind: only their own likelihood is left
+            if fill.join_score is None:  # no right context: only their own likelihood remains
                 fill.score = fill.joint_score / len(fill.token_ids) if fill.token_ids else -float("inf")
             else:
                 fill.score = fill.joint_score if given else fill.join_score
         return sorted(fills, key=lambda fill: -fill.score)
 
     def score_joins(self, document: Document, gap: int, fills: list[InfilledGap]) -> None:
-        """Sets `join_score` and `joint_score` of each fill; the text left of the gap is read once for all."""
+        """Sets `join_score` and `joint_score` of each fill; the left context is processed once."""
         right = document.ids[gap + 1][: self.join_tokens]
         rows = [fill.token_ids + right for fill in fills]
         for fill, each in zip(fills, continuation_logprobs(self.model, document.left_ids(gap), rows, self.batch_size)):
@@ -486,7 +484,7 @@ class Writer:
             fill.joint_score = sum(each)
 
     def logprobs(self, document: Document, gap: int, tokens: list[int], end: int | None = None):
-        """Log-probabilities of a given fill's tokens, and of `end` behind it, in the gap as it is laid out."""
+        """Log-probabilities of a given fill's tokens, and of `end` after it, in the gap's current layout."""
         ids, positions, index_of = document.layout(self.offsets)
         return span_logprobs(self.model, ids, positions, index_of[gap], tokens, end)
 
@@ -501,14 +499,14 @@ class Writer:
     # ---------------------------------------------------------------------------------------------- generate() calls
 
     def _write(self, jobs: list[Job]):
-        """Yields (job, fill) for each copy of each job: calls of jobs that one can hold, the longest contexts together."""
+        """Yields (job, fill) for each copy of each job. Compatible jobs are batched, longest contexts first."""
         groups = {}
         for job in jobs:
             gap = job.document.gaps[job.gap]
             job.shortest, job.longest = gap.limits()
             job.ends, job.start = gap.is_free, self._start(job, gap)
             job.shortest = max(job.shortest, len(job.start) if gap.prefix else 0)
-            # beams end at one length
+            # beams need one maximum length
             groups.setdefault((job.copies, job.longest if self.beams > 1 else None), []).append(job)
         for group in groups.values():
             group.sort(key=lambda job: -sum(map(len, job.document.ids)))
@@ -517,25 +515,25 @@ class Writer:
                 yield from self._generate(group[first : first + rows])
 
     def _start(self, job: Job, gap: Gap) -> list[set[int]]:
-        """The prefix, and the space that was healed off the text to the left: a fill behind it begins a word."""
+        """The allowed first tokens: the prefix, or the space that `healed` removed, so that the fill begins a word."""
         left = job.document.texts[job.gap]
         if gap.prefix:
             return start_tokens(fill_ids(gap.prefix, job.document, job.gap, self.tokenizer), self.tokenizer)
         if healed(left) == left:
             return []
         (space,) = start_tokens(continuation_ids(" ", self.tokenizer)[:1], self.tokenizer)
-        return [space | {self.end}]  # where the fill may be empty
+        return [space | {self.end}]  # END: the fill may be empty
 
     def _generate(self, jobs: list[Job]):
         """One `generate()` call; yields (job, fill) for each copy of each job."""
-        # a document with several gaps is read once
+        # a document with several gaps is prefilled once
         documents = list({id(job.document): job.document for job in jobs}.values())
         layouts = [document.layout(self.offsets) for document in documents]
         ids, mask = padded([ids for ids, _, _ in layouts], self.model.device)  # (D, C)
         positions, _ = padded([positions for _, positions, _ in layouts], self.model.device)
-        if ids.shape[1] == 1:  # one token is fed again, and a cache must hold something
+        if ids.shape[1] == 1:  # one token is fed again, and the cache must not be empty
             ids, mask, positions = (torch.nn.functional.pad(values, (0, 1)) for values in (ids, mask, positions))
-        cache = DynamicCache()  # not DynamicCache(config=...), which would drop what a sliding window no longer sees
+        cache = DynamicCache()  # DynamicCache(config=...) would drop tokens outside a sliding window
         inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         self.model.model(ids, **inputs, attention_mode="bidirectional")
 
@@ -562,8 +560,8 @@ class Writer:
         fills = outputs.sequences[:, ids.shape[1] :].tolist()
         each = [None] * len(fills)
         if self.details:  # under the model itself, before processors and temperature
-            beams = getattr(outputs, "beam_indices", None)  # of beam search only
-            # normalize_logits=True would sum over a dimension that is not the last, and lose 5e-4 over 262k tokens
+            beams = getattr(outputs, "beam_indices", None)  # beam search only
+            # normalize_logits=True sums over a dimension other than the last, losing 5e-4 over 262k tokens
             steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in outputs.logits)
             each = self.model.compute_transition_scores(outputs.sequences, steps, beams).tolist()
         for number, (tokens, logprobs) in enumerate(zip(fills, each)):
@@ -572,9 +570,9 @@ class Writer:
 
     def _expanded(self, cache: DynamicCache, rows, others, copies: int, longest: int):
         """
-        The cache of `generate()`'s rows: what each attends to, (R, C - 1) slots of its context's. generate() expands its
-        inputs, not a given cache. A static cache is filled from the dynamic one, because a context that is read into it
-        would attend to slots that hold nothing yet.
+        The cache for `generate()`'s rows, with the context slots each attends to: `others`, (R, C - 1). generate()
+        expands its inputs, but not a given cache. A static cache is filled from the dynamic one, because a context
+        prefilled into it would attend to empty slots.
         """
         rows, others = rows.repeat_interleave(copies), others.repeat_interleave(copies, dim=0)
         room = -(-(others.shape[1] + longest) // STATIC_STEP) * STATIC_STEP
@@ -589,7 +587,7 @@ class Writer:
         return cache if static is None else static
 
     def _arguments(self, jobs: list[Job], prompt_length: int) -> dict:
-        """Control tokens are never written into a text; the end token alone may be predicted, in a free gap."""
+        """Arguments of `generate()`. Control tokens are never written, except the end token in a free gap."""
         never = self.control - ({self.end} if any(job.ends for job in jobs) else set())
         given = self.generate_kwargs
         return given | {
@@ -599,7 +597,7 @@ class Writer:
             "return_dict_in_generate": True,
             "output_logits": self.details,
             "tokenizer": self.tokenizer,  # for stop_strings
-            "use_cache": True,  # a model fresh from training may have it off, which would feed the context twice
+            "use_cache": True,  # may be off after training, which would feed the context twice
             "cache_implementation": None,  # generate() is given the cache
             "max_cache_len": None,
             "logits_processor": LogitsProcessorList(
@@ -613,7 +611,7 @@ class Writer:
     # ------------------------------------------------------------------------------------------- from tokens to a fill
 
     def _finished(self, job: Job, tokens: list[int], logprobs: list[float] | None) -> InfilledGap:
-        """The fill as it stands in the text: cut where the gap's rule says, without what the text behind repeats."""
+        """The fill as it appears in the text: cut at the gap's `stop`, without what the right context repeats."""
         document, gap, options = job.document, job.gap, job.document.gaps[job.gap]
         count = next((i for i, token in enumerate(tokens) if token in self.control), len(tokens))
         has_ended = count < len(tokens) and tokens[count] == self.end
@@ -623,12 +621,12 @@ class Writer:
             text, reason = text[:cut], "stop"
         elif count == job.longest:
             reason = "max_tokens" if options.is_free else "exact_length"
-        else:  # or a criterion of the caller's ended it
+        else:  # or the caller's stopping criterion ended it
             reason = "end_token" if has_ended else "stop"
         if reason != "exact_length" and (repeated := overlap(text[len(prefix) :], right)):
             text, trimmed = text[:-repeated], text[-repeated:]
         is_cut = text != whole
-        if right[:1].isspace():  # the text behind has its own space; a prefix that was asked for stays whole
+        if right[:1].isspace():  # the right context has its own space; the prefix stays whole
             text = prefix + text[len(prefix) :].rstrip()
         fill = InfilledGap(text, tokens[:count], reason, trimmed=trimmed)
         if logprobs is not None:
@@ -639,7 +637,7 @@ class Writer:
         return fill
 
     def _retokenize(self, fill: InfilledGap, document: Document, gap: int) -> None:
-        """Gives a fill that was cut its tokens: the first ones written, or, where a token was cut, those of its text."""
+        """Sets the tokens of a cut fill: the first ones generated or, if a token was cut, those of its text."""
         written = fill.token_ids
         for kept in range(len(written), -1, -1):
             if fill_text(written[:kept], document, gap, self.tokenizer) == fill.text:
@@ -653,9 +651,9 @@ class Writer:
         fill.end_logprob = None
 
 
-# ------------------------------------------------------------------------------------------------------ what users call
+# ------------------------------------------------------------------------------------------------------ public methods
 
-# of generate(): what infill() sets itself, and what reads a prompt from left to right, which there is none of
+# generate() arguments that infill() sets itself, and those that need a left-to-right prompt, which it lacks
 OWN_ARGUMENTS = set(
     "attention_mask attention_mode context_position_ids eos_token_id input_ids inputs_embeds max_length output_logits "
     "output_scores past_key_values position_ids prefill_chunk_size return_dict_in_generate span_ids span_mask use_cache".split()
@@ -668,7 +666,7 @@ PROMPT_READERS = set(
 class InfillingMixin:
     """`infill()` and `score_infill()` for every `Magnet*ForCausalLM`."""
 
-    Gap = Gap  # `model.Gap(length=8)`, for those who loaded the model by remote code and cannot import it
+    Gap = Gap  # `model.Gap(length=8)`, for models loaded with remote code, where Gap cannot be imported
 
     @torch.no_grad()
     def infill(
@@ -692,39 +690,40 @@ class InfillingMixin:
         **generate_kwargs,
     ):
         r"""
-        Fills the gaps of a text, each from the text on both sides of it.
+        Fills the gaps of a text, each from the context on both sides.
 
         Args:
             inputs (`str`, `list[str | Gap]`, or a list of either):
-                A string with markers, the parts of a text with [`Gap`] objects between them, or a batch. Special tokens
-                spelt out in a text stay text; `\<|gap|>` is the marker as text, `<|gap:name|>` a gap with a name.
+                A string with markers, a list of strings with [`Gap`] objects between them, or a batch of either.
+                Special tokens in a text count as plain text; `\<|gap|>` escapes the marker, `<|gap:name|>` names the
+                gap.
             tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer (a fast one).
             length (`int`, `(int, int)` or `"auto"`, *optional*, defaults to `"auto"`):
-                Exact number of tokens (the paper's layout: the right context stands right behind the gap), fewest and
-                most, or until the model predicts the end token, which a checkpoint trained with `gap_layout: mixed` has
-                learnt. One that has not searches: it fills gaps of several lengths and keeps the best.
+                Exact number of tokens (the paper's layout: the right context starts right after the gap); minimum and
+                maximum; or `"auto"`: until the model predicts the end token, which requires training with
+                `gap_layout: mixed`. Other checkpoints fill gaps of several lengths and keep the best.
             max_new_tokens (`int`, *optional*):
-                Most tokens with `length="auto"`; at most the largest of `config.infill_free_offsets`, and 64 or that
-                one where nothing is said.
-            min_new_tokens (`int`, *optional*, defaults to 1): Fewest tokens with `length="auto"`.
+                Maximum length with `length="auto"`, at most the largest of `config.infill_free_offsets`; defaults to
+                that offset or 64, whichever is less.
+            min_new_tokens (`int`, *optional*, defaults to 1): Minimum length with `length="auto"`.
             stop (`str` or list of `str`, *optional*): Where to end fills, as in [`Gap`].
-            gaps (mapping of `str` to [`Gap`], *optional*): What is said of named gaps.
+            gaps (mapping of `str` to [`Gap`], *optional*): Settings of named gaps.
             order (`str`, *optional*, defaults to `"sequential"`):
-                `"sequential"`: from left to right, each fill being context of the next. `"parallel"`: all gaps at once
-                from one prefill; fills do not see each other, as in training.
-            num_candidates (`int`, *optional*): Fills to write by sampling or beams, of which the best are kept; defaults
-                to `num_return_sequences`. They are ranked by how well the text goes on behind them under the base model
-                (`join_score`), beams by their own order, given candidates by `joint_score`.
-            num_return_sequences (`int`, *optional*, defaults to 1): Alternatives per text, the best first; in sequential
-                order by their first gap, whose alternatives are each continued with one fill of every later gap.
-            join_tokens (`int`, *optional*, defaults to 16): Tokens of the text behind that count in a join score.
-            batch_size (`int`, *optional*, defaults to 32): Rows of one `generate()` call, sorted by length. Each row
+                `"sequential"`: from left to right; each fill becomes context for the next. `"parallel"`: all gaps at
+                once from one prefill; fills do not see each other, as in training.
+            num_candidates (`int`, *optional*): Fills to generate by sampling or beam search, of which the best are
+                kept; defaults to `num_return_sequences`. They are ranked by how well the text continues after them
+                under the base model (`join_score`); beams keep their order, and given candidates use `joint_score`.
+            num_return_sequences (`int`, *optional*, defaults to 1): Alternatives per text, best first. In sequential
+                order they are ranked by the first gap, and each continues with one fill per later gap.
+            join_tokens (`int`, *optional*, defaults to 16): Right-context tokens that count in a join score.
+            batch_size (`int`, *optional*, defaults to 32): Rows per `generate()` call, sorted by length. Each row
                 holds a copy of its context's keys and values.
             gap_token (`str`, *optional*, defaults to `"<|gap|>"`): The marker.
             return_dict (`bool`, *optional*, defaults to `False`): Return [`InfillOutput`] instead of `str`.
             streamer (`BaseStreamer`, *optional*): As in `generate()`, for one text with one gap; with `TextStreamer`, pass
-                `skip_prompt=True`: the prompt is the context in an order of its own.
-            generate_kwargs: Anything else `generate()` takes (`do_sample`, `num_beams`, `stopping_criteria`, ...). With
+                `skip_prompt=True`: the prompt is the reordered context.
+            generate_kwargs: Other arguments of `generate()` (`do_sample`, `num_beams`, `stopping_criteria`, ...). With
                 `cache_implementation="static"` it may compile the model, as generate() does on a GPU.
 
         Returns:
@@ -732,8 +731,8 @@ class InfillingMixin:
             of these for a batch.
 
         Raises:
-            `ValueError`: no gap, touching gaps, no text around a gap, a length that is not positive or finds no room
-            in `max_position_embeddings` or in a trained offset.
+            `ValueError`: no gap, touching gaps, no text around a gap, a length that is not positive or does not fit
+            into `max_position_embeddings` or a trained offset.
 
         Example:
 
@@ -764,7 +763,7 @@ class InfillingMixin:
             rounds = [[gap for (gap,) in rounds]]
         answers = [[document] for document in documents]
         for number, round_gaps in enumerate(rounds):
-            # alternatives share their first round; from then on each is a document of its own
+            # alternatives branch in the first round; afterwards each is its own document
             wanted = num_return_sequences if number == 0 else 1
             targets = [(d, gap) for many in answers for d in many for gap in round_gaps if gap < len(d.gaps)]
             fills = iter(writer.fill(targets, num_candidates or 1, wanted))
@@ -788,13 +787,14 @@ class InfillingMixin:
         gap_token: str = "<|gap|>",
     ):
         """
-        Scores given fills: the likelihood of each token, of the end, of the text behind.
+        Scores given fills: the likelihood of each token, the end token and the right context.
 
         Args:
             inputs, tokenizer, order, join_tokens, gap_token: As in [`infill`].
-            fills (`list[str]`, or a list of these for a batch): One text a gap.
+            fills (`list[str]`, or a list of these for a batch): One text per gap.
             layout (`str`, *optional*, defaults to `"exact"`):
-                `"exact"`: the model is told each fill's length, as in the paper; `"free"`: it is not, and pays for ending.
+                `"exact"`: the model knows each fill's length, as in the paper; `"free"`: it does not, and the end
+                token is scored.
             max_new_tokens (`int`, *optional*):
                 The budget of a gap with `layout="free"`, as in [`infill`]; a longer fill gets its own length.
 
@@ -913,7 +913,7 @@ def _rows_of_fills(where: str, document: Document, texts: list[str], tokenizer) 
 
 
 def _checked_copies(writer: Writer, num_candidates: int | None, num_return_sequences: int) -> int:
-    """Fills to write for a gap. Raises `ValueError` where the caller's way of decoding cannot write so many."""
+    """Number of fills to generate per gap. Raises `ValueError` if the decoding method cannot generate so many."""
     check_positive("num_return_sequences", num_return_sequences)
     check_positive("num_beams", writer.beams)
     copies = num_return_sequences if num_candidates is None else num_candidates
