@@ -168,7 +168,7 @@ def test_generate_in_one_thread_and_encode_in_another(ids):
 # ------------------------------------------------------------------------------------------ compile, train, copy, inspect
 
 
-FAST = [("llama", "causal"), ("mistral", "hybrid")]
+FAST = [("mistral", "hybrid")]
 EACH = [(name, mode) for name in families.NAMES for mode in ATTENTION_MODES]
 
 

@@ -354,7 +354,11 @@ def send(*numbers):
 
 @pytest.mark.parametrize(
     ("number", "code", "strategy"),
-    [(signal.SIGTERM, 0, "no"), (signal.SIGINT, 130, "epoch"), (signal.SIGTERM, 0, "steps")],
+    [
+        (signal.SIGTERM, 0, "no"),
+        pytest.param(signal.SIGINT, 130, "epoch", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 0, "steps", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_and_leaves(tmp_path, whole, number, code, strategy, caplog, capfd):
     steps = Steps(at=4, do=lambda: send(number, number))  # torchrun sends what the terminal has sent already

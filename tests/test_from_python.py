@@ -105,7 +105,10 @@ def test_sentences_alone_are_pairs_under_dropout(make, pairs):
     assert log_of(trainer)[0]["loss_sscl"] > 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [name if name in ("llama", "gemma3_text") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def test_the_folder_of_a_base_is_enough(family, make, tmp_path, tokenizer):
     """Its family is found; the new adapter is trained, and causal mode stays the base's."""
     base = build_base(family, "sdpa", vocab_size=4096, max_position_embeddings=512, pad_token_id=0)

@@ -216,7 +216,7 @@ def test_rows_open_with_what_the_tokenizer_or_the_model_says(base_model_path, to
         build_model(model_args(base_model_path, text_start_token="two tokens"), ViewArguments(), tokenizer)
 
 
-@pytest.mark.parametrize("start", [None, "</s>"])
+@pytest.mark.parametrize("start", [pytest.param(None, marks=pytest.mark.slow), "</s>"])
 def test_a_tokenizer_without_bos_trains(flags, base_model_path, tokenizer, tmp_path, start):
     base = shutil.copytree(base_model_path, tmp_path / "base")
     without_bos(tokenizer).save_pretrained(base)

@@ -41,7 +41,11 @@ def compare(expected: Path, found: Path, case: str) -> float:
     return relative_difference(found, expected)
 
 
-@pytest.mark.parametrize("case", spread.CASES)
+FAST = ("lora", "projection head", "chunks", "kl")
+EACH = [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in spread.CASES]
+
+
+@pytest.mark.parametrize("case", EACH)
 @pytest.mark.parametrize("accumulated", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accumulated_batches(one_batch, tmp_path, case, accumulated, record_property):
     spread_out = spread.update(dict(spread.CASES[case]), accumulated, str(tmp_path))

@@ -209,7 +209,15 @@ def batches_of(dataset, n, workers=0, processes=1):
     return [batch for step in zip(*(take(loader, n // processes) for loader in loaders)) for batch in step]
 
 
-@pytest.mark.parametrize(("workers", "processes"), [(1, 1), (2, 1), (0, 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("workers", "processes"),
+    [
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        (2, 1),
+        (0, 2),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_rows_for_any_number_of_workers_and_processes(make_dataset, workers, processes):
     expected = batches_of(make_dataset(), 24)
     assert [batch["text_rows"].tolist() for batch in expected] == np.arange(96).reshape(24, 4).tolist()

@@ -39,7 +39,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name == "magnet" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_trajectory_is_the_stored_one(name):
     stored = json.loads(STORED.read_text())
     expected, found = stored["runs"][name], trajectory(RUNS[name])
