@@ -17,16 +17,16 @@ COLORS = {"as the base": "#a7d8c4", "differs": "#f3b0b5"}
 def build(checkpoint: Checkpoint) -> None:
     """Builds the tab."""
 
-    def go_on(prompt: str, max_new_tokens: int, temperature: float, seed: int):
+    def generated(prompt: str, max_new_tokens: int, temperature: float, seed: int):
         results = compare(checkpoint, prompt, max_new_tokens, temperature, seed)
         texts = [highlighted(checkpoint, prompt, results[name], results[BASE]) for name in TITLES]
         return [*texts, verdict(checkpoint, results), measures(results)]
 
-    *texts, said, rows = go_on(PROMPTS[0], 40, 0.0, 0)
+    *texts, said, rows = generated(PROMPTS[0], 40, 0.0, 0)
     with gr.Row():
         with gr.Column(scale=3):
             prompt = gr.Textbox(PROMPTS[0], label="Beginning", lines=2, max_lines=8)
-            button = gr.Button("Go on with it", variant="primary", elem_id="generate")
+            button = gr.Button("Generate", variant="primary", elem_id="generate")
             gr.Examples(PROMPTS, prompt)
         with gr.Column(scale=2), gr.Group():
             count = gr.Slider(1, MAX_NEW_TOKENS, 40, step=1, label="Tokens to write")
@@ -48,7 +48,7 @@ def build(checkpoint: Checkpoint) -> None:
     )
     gr.on(
         [button.click, prompt.submit],
-        told(go_on),
+        told(generated),
         [prompt, count, temperature, seed],
         [*shown, said, table],
         api_visibility="private",
