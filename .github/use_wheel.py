@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import modeling_magnet
-from magnet_train.recipes import read_recipe
+from magnet_train.settings.recipes import read_recipe
 
 assets = Path(sys.argv[1]).resolve()
 assert "site-packages" in modeling_magnet.__file__, "the checkout was imported, not the wheel"

@@ -9,13 +9,13 @@ import logging
 
 def main(args: list[str]) -> None:
     if {"-h", "--help"} & set(args):
-        from magnet_train.help import help_of
-        from magnet_train.paraphrase_arguments import ParaphraseArguments
+        from magnet_train.data.paraphrase_arguments import ParaphraseArguments
+        from magnet_train.settings.help import help_of
 
         return print(f"usage: magnet paraphrase [--name value ...]\n\n{__doc__}\n{help_of(ParaphraseArguments)}")
     from transformers import HfArgumentParser
 
-    from magnet_train.paraphrase import ParaphraseArguments, paraphrase
+    from magnet_train.data.paraphrase import ParaphraseArguments, paraphrase
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = HfArgumentParser(ParaphraseArguments, prog="magnet paraphrase", allow_abbrev=False)

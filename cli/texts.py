@@ -36,7 +36,7 @@ def read_texts(options) -> Iterator[Text]:
         if options.input is None and sys.stdin.isatty():
             raise ValueError("no texts. Give them as arguments, name a file with --input, or pipe them in.")
         return stdin_texts()
-    from magnet_train.reading import list_files
+    from magnet_train.data.reading import list_files
 
     list_files(options.input)  # before a model is loaded
     return file_texts(options.input, options.text_column)
@@ -52,7 +52,7 @@ def stdin_texts() -> Iterator[Text]:
 
 
 def file_texts(source: str, column: str) -> Iterator[Text]:
-    from magnet_train.reading import problem_of, read_records
+    from magnet_train.data.reading import problem_of, read_records
 
     for record in read_records(source, [column]):
         if record.problem:

@@ -5,7 +5,7 @@ OTHERS = """Also all of transformers' TrainingArguments: --help_all lists and ex
 
 def main(args: list[str]) -> None:
     if {"-h", "--help"} & set(args):
-        from magnet_train.help import train_help
+        from magnet_train.settings.help import train_help
 
         return print(train_help(OTHERS))
     if "--help_all" in args:
@@ -19,6 +19,6 @@ def help_all() -> str:
     """Importing TrainingArguments takes seconds, so `--help` leaves them out."""
     from transformers import TrainingArguments
 
-    from magnet_train.help import help_of, train_help
+    from magnet_train.settings.help import help_of, train_help
 
     return train_help(f"transformers' {help_of(TrainingArguments)}")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from magnet_train.sentences import split_sentences
+from magnet_train.data.sentences import split_sentences
 from modeling_magnet.encoding_magnet import start_ids, text_ids
 
 from .infilling import (

@@ -14,7 +14,7 @@ import json
 import random
 from pathlib import Path
 
-from magnet_train.sentences import split_sentences
+from magnet_train.data.sentences import split_sentences
 
 SHORTEST, LONGEST = 30, 150  # words of a passage; about 40 and 220 tokens
 

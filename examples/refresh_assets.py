@@ -16,8 +16,8 @@ from magnet_hub.card import write_model_card
 from magnet_hub.origin import Origin, read_origin
 from magnet_hub.results import Measured, write_eval_results
 from magnet_hub.sentence_transformer import write_sentence_transformer_files
-from magnet_train.provenance import CONFIGURATION, ConfigurationCallback
-from magnet_train.recipes import parse_with_sources
+from magnet_train.settings.provenance import CONFIGURATION, ConfigurationCallback
+from magnet_train.settings.recipes import parse_with_sources
 from modeling_magnet import MagnetLlamaConfig
 
 ROOT = Path(__file__).resolve().parents[1]

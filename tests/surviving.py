@@ -13,8 +13,8 @@ from training import VIEW, magnet, make_trainer, texts
 from transformers import AutoTokenizer, TrainerCallback, logging
 
 from magnet_train import run
-from magnet_train.arguments import DataArguments, ModelArguments, ViewArguments
-from magnet_train.data import hash_ids
+from magnet_train.data.dataset import hash_ids
+from magnet_train.settings.arguments import DataArguments, ModelArguments, ViewArguments
 
 TOKENIZER = AutoTokenizer.from_pretrained(BASE_MODEL)  # loaded once, in the process from which the others are forked
 tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves behind

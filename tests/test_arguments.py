@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import Trainer
 
-from magnet_train.arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
-from magnet_train.checks import check_arguments
-from magnet_train.recipes import AUTO, RECIPES, parse, read_recipe, recipe_names
 from magnet_train.run import main
+from magnet_train.settings.arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
+from magnet_train.settings.checks import check_arguments
+from magnet_train.settings.recipes import AUTO, RECIPES, parse, read_recipe, recipe_names
 
 BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
 WITH_MODEL = ("demo", "magnet_tiny")  # recipes of runs in this repository, which name model and data
@@ -142,7 +142,7 @@ DEFAULT = PAPER | {
 
 @pytest.mark.parametrize(("name", "expected"), [("paper", PAPER), ("default", DEFAULT)])
 def test_recipe_has_these_numbers(name, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr("magnet_train.recipes.bf16_is_faster", lambda use_cpu: (True, "as on a GPU"))
+    monkeypatch.setattr("magnet_train.settings.recipes.bf16_is_faster", lambda use_cpu: (True, "as on a GPU"))
     values = {key: value for part in parse_recipe(name, tmp_path) for key, value in vars(part).items()}
     for key, value in expected.items():
         assert values[key] == value, key

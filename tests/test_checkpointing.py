@@ -14,10 +14,10 @@ from training import magnet, make_trainer
 from transformers import TrainerCallback, TrainerState, modeling_utils
 from transformers.trainer_utils import get_last_checkpoint
 
-from magnet_train import checkpointing, guard, interrupts
-from magnet_train.arguments import MagnetTrainingArguments
-from magnet_train.checkpointing import COMPLETE, checkpoints, mark_complete, newest_complete, problem, rotate
-from magnet_train.resuming import check_weights, checkpoint_to_resume
+from magnet_train.settings.arguments import MagnetTrainingArguments
+from magnet_train.survival import checkpointing, guard, interrupts
+from magnet_train.survival.checkpointing import COMPLETE, checkpoints, mark_complete, newest_complete, problem, rotate
+from magnet_train.survival.resuming import check_weights, checkpoint_to_resume
 
 WEIGHTS = "model.safetensors"
 FILES = [WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]

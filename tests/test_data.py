@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from magnet_train.arguments import DataArguments, MagnetTrainingArguments, ViewArguments
-from magnet_train.blocks import SHORTEST_ROW, Text, tokenize_sentences, tokenize_texts
-from magnet_train.data import LengthGroups, MagnetCollator, MagnetDataset, active_views, build_data, hash_ids
-from magnet_train.reading import Document
-from magnet_train.sentences import PairDeck
+from magnet_train.data.blocks import SHORTEST_ROW, Text, tokenize_sentences, tokenize_texts
+from magnet_train.data.dataset import LengthGroups, MagnetCollator, MagnetDataset, active_views, build_data, hash_ids
+from magnet_train.data.reading import Document
+from magnet_train.data.sentences import PairDeck
+from magnet_train.settings.arguments import DataArguments, MagnetTrainingArguments, ViewArguments
 from magnet_train.views import IGNORE, SpecialTokens
 
 TOKENS = SpecialTokens(bos=1, mask=4, end=2, ordinary=np.arange(10, 97))
@@ -351,7 +351,7 @@ def test_without_sscl_no_pairs_are_read(build, caplog):
 
 
 def test_what_is_in_the_data_is_logged_and_what_is_alarming_warned_of(build, tmp_path, caplog):
-    caplog.set_level("INFO", logger="magnet_train.data")
+    caplog.set_level("INFO", logger="magnet_train.data.dataset")
     build()
     assert "data: 6 pairs, 0 identical pairs, 0 near-identical pairs, 0 repeated sentences, 6 texts" in caplog.text
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

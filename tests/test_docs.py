@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from magnet_cli.main import main as magnet
-from magnet_train.recipes import parse, read_recipe
+from magnet_train.settings.recipes import parse, read_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,13 +22,13 @@ MODULES = [
     "magnet_cli.infill",
     "magnet_eval.checkpoint",
     "magnet_eval.infill",
-    "magnet_train.help",
+    "magnet_train.settings.help",
     "modeling_magnet.configuration_magnet",
     "modeling_magnet.encoding_magnet",
     "magnet_hub.results",
     "magnet_hub.fetch",
     "magnet_hub.trust",
-    "magnet_train.precision",
+    "magnet_train.settings.precision",
     "magnet_hub.forms",
     "modeling_magnet.infilling_magnet",
     "modeling_magnet.modeling_magnet",
@@ -36,11 +36,11 @@ MODULES = [
     "magnet_check.run",
     "magnet_train.fim",
     "magnet_train.losses",
-    "magnet_train.recipes",
-    "magnet_train.resuming",
-    "magnet_train.paraphrase",
-    "magnet_train.reading",
-    "magnet_train.sentences",
+    "magnet_train.settings.recipes",
+    "magnet_train.survival.resuming",
+    "magnet_train.data.paraphrase",
+    "magnet_train.data.reading",
+    "magnet_train.data.sentences",
 ]
 
 

@@ -18,8 +18,8 @@ from training import (
     token_losses_by_hand,
 )
 
-from magnet_train.arguments import ViewArguments
 from magnet_train.fim import FimMarkers, fim_markers, fim_row
+from magnet_train.settings.arguments import ViewArguments
 from magnet_train.views import IGNORE, SpecialTokens, sample_view
 from modeling_magnet import FAMILIES
 

@@ -8,7 +8,7 @@ from surviving import TOKENIZER
 from training import magnet
 
 from magnet_hub import save
-from magnet_train.output_dir import check_writable
+from magnet_train.survival.output_dir import check_writable
 
 WEIGHTS = "model.safetensors"
 

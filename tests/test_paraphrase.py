@@ -11,9 +11,9 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from magnet_cli.main import main
-from magnet_train import paraphrase as module
-from magnet_train.paraphrase import ParaphraseArguments, Paraphraser, in_batches, paraphrase
-from magnet_train.sentences import load_pairs
+from magnet_train.data import paraphrase as module
+from magnet_train.data.paraphrase import ParaphraseArguments, Paraphraser, in_batches, paraphrase
+from magnet_train.data.sentences import load_pairs
 
 SENTENCES = [f"Story {i}: " + "the boy went home again, " * (1 + i % 4) + "and slept." for i in range(11)]
 

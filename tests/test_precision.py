@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from magnet_train import precision
-from magnet_train.precision import bf16_is_faster
-from magnet_train.recipes import parse_with_sources
+from magnet_train.settings import precision
+from magnet_train.settings.precision import bf16_is_faster
+from magnet_train.settings.recipes import parse_with_sources
 
 BASE = ["--config", "default", "--model_name_or_path", "base", "--train_file", "t.txt", "--pairs_file", "p.jsonl"]
 

@@ -6,9 +6,9 @@ import pickle
 import pytest
 import yaml
 
-from magnet_train.provenance import ConfigurationCallback, configuration, describe
-from magnet_train.recipes import OWN_NAMES, parse, parse_with_sources
 from magnet_train.run import main
+from magnet_train.settings.provenance import ConfigurationCallback, configuration, describe
+from magnet_train.settings.recipes import OWN_NAMES, parse, parse_with_sources
 
 BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
 

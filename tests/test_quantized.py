@@ -8,9 +8,9 @@ import torch
 from conftest import BASE_MODEL
 from transformers import LlamaForCausalLM
 
-from magnet_train.arguments import ModelArguments, ViewArguments
 from magnet_train.model import build_model, is_trained, loading
 from magnet_train.run import main
+from magnet_train.settings.arguments import ModelArguments, ViewArguments
 from modeling_magnet import MagnetLlamaForCausalLM
 
 BITS = pytest.mark.parametrize("bits", [4, 8])

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magnet_train import reading
-from magnet_train.reading import list_files, load_texts, read_records
-from magnet_train.sentences import count_pairs, group_pairs, load_pairs, long_sentences, split_sentences
+from magnet_train.data import reading
+from magnet_train.data.reading import list_files, load_texts, read_records
+from magnet_train.data.sentences import count_pairs, group_pairs, load_pairs, long_sentences, split_sentences
 
 TEXTS = ["One line.", "Two — ü.", "Three\u2028lines."]
 

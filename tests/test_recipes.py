@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from magnet_train.recipes import NAMES, parse, read_recipe, recipe_names
 from magnet_train.run import build_trainer
+from magnet_train.settings.recipes import NAMES, parse, read_recipe, recipe_names
 from magnet_train.trainer import MagnetTrainer
 from magnet_train.views import IGNORE
 

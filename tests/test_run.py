@@ -11,9 +11,9 @@ import torch
 from tokenizers.processors import ByteLevel
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from magnet_train.arguments import ModelArguments, ViewArguments
 from magnet_train.model import build_model, check_lengths, mask_token_id
 from magnet_train.run import main
+from magnet_train.settings.arguments import ModelArguments, ViewArguments
 from magnet_train.views import special_tokens
 from modeling_magnet import MagnetLlamaForCausalLM
 

@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 from training import magnet
 from transformers import TrainerState
 
-from magnet_train import streaming
-from magnet_train.arguments import MagnetTrainingArguments, ViewArguments
-from magnet_train.blocks import tokenize_documents
-from magnet_train.data import MagnetCollator, stream
-from magnet_train.reading import load_texts
+from magnet_train.data import streaming
+from magnet_train.data.blocks import tokenize_documents
+from magnet_train.data.dataset import MagnetCollator, stream
+from magnet_train.data.reading import load_texts
+from magnet_train.data.sentences import PairDeck
+from magnet_train.data.streaming import BlockStream, Position, StreamedDataset, source_fingerprint
 from magnet_train.run import main
-from magnet_train.sentences import PairDeck
-from magnet_train.streaming import BlockStream, Position, StreamedDataset, source_fingerprint
+from magnet_train.settings.arguments import MagnetTrainingArguments, ViewArguments
 from magnet_train.trainer import MagnetTrainer
 from magnet_train.views import SpecialTokens
 

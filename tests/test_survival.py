@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from magnet_train.checkpointing import COMPLETE, checkpoints, newest_complete, problem, read_complete
+from magnet_train.survival.checkpointing import COMPLETE, checkpoints, newest_complete, problem, read_complete
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from training import (
 from transformers import TrainerState
 
 from magnet_train.curves import CurvesCallback
-from magnet_train.data import MagnetCollator, Text
+from magnet_train.data.dataset import MagnetCollator, Text
 from magnet_train.trainer import EpochCallback
 from magnet_train.views import IGNORE, SpecialTokens
 

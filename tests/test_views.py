@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magnet_train.arguments import ViewArguments
 from magnet_train.fim import FimMarkers
+from magnet_train.settings.arguments import ViewArguments
 from magnet_train.views import IGNORE, SpecialTokens, sample_spans, sample_view
 
 BOS, END, MASK = 1, 2, 4

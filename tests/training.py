@@ -5,10 +5,10 @@ import torch
 from families import build_magnet
 from transformers import TrainerCallback
 
-from magnet_train.arguments import MagnetTrainingArguments, ViewArguments
-from magnet_train.data import MagnetCollator, MagnetDataset, Text
+from magnet_train.data.dataset import MagnetCollator, MagnetDataset, Text
+from magnet_train.data.sentences import PairDeck
 from magnet_train.model import is_trained
-from magnet_train.sentences import PairDeck
+from magnet_train.settings.arguments import MagnetTrainingArguments, ViewArguments
 from magnet_train.trainer import MagnetTrainer
 from magnet_train.views import IGNORE, SpecialTokens
 

@@ -5,8 +5,8 @@ import importlib
 # imported lazily, so that `magnet train --help` need not wait for torch
 _MODULES = {
     "MagnetTrainer": "trainer",
-    "MagnetTrainingArguments": "arguments",
-    "ViewArguments": "arguments",
+    "MagnetTrainingArguments": "settings.arguments",
+    "ViewArguments": "settings.arguments",
 }
 __all__ = list(_MODULES)
 

@@ -17,8 +17,8 @@ import torch
 from magnet_eval.embedding import read_graded_pairs
 from magnet_eval.stories import embedding_row, infilling_row, load, read_stories
 
-from .recipes import parse
 from .run import train
+from .settings.recipes import parse
 
 ASSETS = Path("examples/assets")
 STORIES = ASSETS / "everyday-stories"

@@ -6,12 +6,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from magnet_hub.trust import check_source
 from modeling_magnet.configuration_magnet import MagnetFields
 
-from .arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
-from .checks import check_training, warn_of_late_pairs
-from .data import Sources, TrainingData, prepare
+from .data.dataset import Sources, TrainingData, prepare
+from .data.reading import load_texts
+from .data.sentences import Pair, load_pairs
 from .model import build_model, check_lengths, prepare_model
-from .reading import load_texts
-from .sentences import Pair, load_pairs
+from .settings.arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
+from .settings.checks import check_training, warn_of_late_pairs
 
 
 def prepared(

@@ -11,8 +11,8 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from modeling_magnet import FAMILIES
 from modeling_magnet.encoding_magnet import check_tokenizer
 
-from .arguments import ModelArguments, ViewArguments
 from .fim import MOST_MARKER_TOKENS
+from .settings.arguments import ModelArguments, ViewArguments
 
 logger = logging.getLogger(__name__)
 

@@ -19,17 +19,17 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 from magnet_hub.save import save_checkpoint
 from magnet_hub.trust import check_source
 
-from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
-from .checks import check_pairs, refuse_data_parallel
 from .curves import CurvesCallback
-from .data import build_data
-from .guard import guarded
+from .data.dataset import build_data
 from .model import build_model, check_lengths, is_trained, unquantised
-from .output_dir import check_writable
-from .processes import on_main
-from .provenance import ConfigurationCallback, describe
-from .recipes import parse_with_sources
-from .resuming import check_same_run, checkpoint_to_resume, run_settings, sharding_of
+from .settings.arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
+from .settings.checks import check_pairs, refuse_data_parallel
+from .settings.provenance import ConfigurationCallback, describe
+from .settings.recipes import parse_with_sources
+from .survival.guard import guarded
+from .survival.output_dir import check_writable
+from .survival.processes import on_main
+from .survival.resuming import check_same_run, checkpoint_to_resume, run_settings, sharding_of
 from .trainer import MagnetTrainer
 
 logger = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from modeling_magnet.modeling_magnet import adapter_gate
 
-from .arguments import MagnetTrainingArguments, ViewArguments
-from .checks import refuse_data_parallel
 from .contrastive import pair_chunks, vector_gradients, with_value
-from .data import LengthGroups, MagnetDataset, check_rows
+from .data.dataset import LengthGroups, MagnetDataset, check_rows
+from .data.streaming import StreamedDataset
 from .from_python import prepared
 from .losses import kl_loss, mntp_loss, msg_loss, sscl_loss
 from .metrics import Metrics, not_finite, out_of_memory
-from .streaming import StreamedDataset
+from .settings.arguments import MagnetTrainingArguments, ViewArguments
+from .settings.checks import refuse_data_parallel
 from .views import IGNORE
 
 LABELS = {"mntp": "mntp_labels", "msg": "msg_labels"}

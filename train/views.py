@@ -32,7 +32,7 @@ def sample_view(ids, sentence_starts, settings, tokens, rng) -> View:
     Args:
         ids (`np.ndarray` of shape `(n,)`): The text's tokens, without the opening token.
         sentence_starts (`np.ndarray` of shape `(n,)`, bool): Where sentences start; used by `sentence_span_ratio`.
-        settings ([`~magnet_train.arguments.ViewArguments`]): How to draw.
+        settings ([`~magnet_train.settings.arguments.ViewArguments`]): How to draw.
         tokens ([`SpecialTokens`]): The ids of the opening token, the mask, the end token and the ordinary vocabulary.
         rng (`np.random.Generator`): Source of all randomness.
     """

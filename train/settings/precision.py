@@ -25,7 +25,7 @@ def bf16_is_faster(use_cpu: bool = False) -> tuple[bool, str]:
     Example:
 
     ```python
-    >>> from magnet_train.precision import bf16_is_faster
+    >>> from magnet_train.settings.precision import bf16_is_faster
     >>> chosen, why = bf16_is_faster(use_cpu=True)
     >>> why.startswith("float32 ") and why.endswith(" GFLOP/s here")
     True

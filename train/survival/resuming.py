@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from ..settings.fields import TrainingFields
 from .checkpointing import checkpoints, newest_complete, problem, read_complete, step_of
-from .fields import TrainingFields
 
 logger = logging.getLogger(__name__)
 

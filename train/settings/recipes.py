@@ -35,7 +35,7 @@ def parse(args: list[str] | None = None) -> tuple:
     Example:
 
     ```python
-    >>> from magnet_train.recipes import parse
+    >>> from magnet_train.settings.recipes import parse
     >>> base = ["--model_name_or_path", "base", "--train_file", "texts.txt", "--use_cpu"]
     >>> model_args, data_args, view_args, training_args = parse(["--config", "paper", *base, "--max_steps", "7"])
     >>> model_args.lora_r, training_args.max_steps

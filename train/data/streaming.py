@@ -18,10 +18,10 @@ from huggingface_hub import HfApi
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..views import SpecialTokens, sample_view
 from .blocks import Text, tokenize_documents
 from .reading import HUB_ID, BadRows, document, list_files, read_records
 from .sentences import PairDeck
-from .views import SpecialTokens, sample_view
 
 TOKENIZED_AT_ONCE = 64  # documents; more would delay the first batch
 KEPT_BATCHES = 4096  # whose positions are kept; far more than the data loader prefetches

@@ -14,12 +14,12 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_magnet.encoding_magnet import padded, start_ids
 
+from ..settings.checks import check_pairs
+from ..views import IGNORE, SpecialTokens, sample_view, special_tokens
 from .blocks import Text, tokenize_sentences, tokenize_texts
-from .checks import check_pairs
 from .reading import Document, load_texts
 from .sentences import Pair, PairDeck, count_pairs, fold, identical_pairs, load_pairs, long_sentences
 from .streaming import BlockStream, StreamCallback, StreamedDataset, source_fingerprint
-from .views import IGNORE, SpecialTokens, sample_view, special_tokens
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What a run is told: recipes and flags, checked, and kept with the run."""
