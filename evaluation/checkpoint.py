@@ -9,6 +9,7 @@ from scipy.stats import ConstantInputWarning, spearmanr
 
 from magnet_hub.results import Measured
 
+from .embedding import cosines, found_their_own
 from .infilling import GapExample, infill_perplexity, sentence_gaps, whole
 
 logger = logging.getLogger(__name__)
@@ -101,21 +102,19 @@ def measure_similarity(encode: Callable, pairs: list[tuple[float, str, str]], da
     grades = np.array([pair[0] for pair in pairs])
     if grades.min() == grades.max():
         raise ValueError(f"{dataset}: all {len(pairs)} pairs have the grade {grades[0]:g}. Measure pairs of several.")
-    left, right = encode([pair[1] for pair in pairs]), encode([pair[2] for pair in pairs])
-    cosines = (left * right).sum(1)
+    similarity = cosines(encode, pairs)
 
     def spearman(rows):
         with warnings.catch_warnings():  # a draw of few pairs may have one grade only, and no correlation
             warnings.simplefilter("ignore", ConstantInputWarning)
-            return 100 * spearmanr(cosines[rows], grades[rows]).statistic
+            return 100 * spearmanr(similarity[rows], grades[rows]).statistic
 
     return _measured("Sentence similarity", "spearman", "Spearman x 100", spearman, len(pairs), dataset, command)
 
 
 def measure_retrieval(encode, sentences: list[str], paraphrases: list[str], dataset: str, command: str) -> Measured:
     """Percentage of paraphrases whose nearest sentence, among all, is their own."""
-    similarity = encode(paraphrases) @ encode(sentences).T  # (N, N)
-    found = similarity.argmax(1) == np.arange(len(sentences))
+    found = found_their_own(encode, sentences, paraphrases)
 
     def top1(rows):
         return 100 * found[rows].mean()

@@ -23,14 +23,23 @@ def sts_spearman(encode, pairs: list[tuple[float, str, str]]) -> float:
         encode (`Callable[[list[str]], np.ndarray]`): Texts to unit vectors, (N, d).
         pairs: Score and two sentences each.
     """
-    left, right = encode([pair[1] for pair in pairs]), encode([pair[2] for pair in pairs])
-    return 100 * float(spearmanr((left * right).sum(1), [pair[0] for pair in pairs]).statistic)
+    return 100 * float(spearmanr(cosines(encode, pairs), [pair[0] for pair in pairs]).statistic)
+
+
+def cosines(encode, pairs: list[tuple[float, str, str]]) -> np.ndarray:
+    """Cosine similarity of each pair's sentences, (N,)."""
+    return (encode([pair[1] for pair in pairs]) * encode([pair[2] for pair in pairs])).sum(1)
 
 
 def retrieval_top1(encode, sentences: list[str], paraphrases: list[str]) -> float:
     """Percentage of paraphrases whose nearest sentence, among all, is their own."""
+    return 100 * float(found_their_own(encode, sentences, paraphrases).mean())
+
+
+def found_their_own(encode, sentences: list[str], paraphrases: list[str]) -> np.ndarray:
+    """For each paraphrase, whether the nearest of all sentences is its own, (N,)."""
     similarity = encode(paraphrases) @ encode(sentences).T  # (N, N)
-    return 100 * float((similarity.argmax(1) == np.arange(len(sentences))).mean())
+    return similarity.argmax(1) == np.arange(len(sentences))
 
 
 @torch.no_grad()
