@@ -89,7 +89,9 @@ def test_killed_at_any_moment_the_run_resumes_bit_exact(start, weights, tmp_path
     killed = saving = stock = 0
     for trial in range(trials):
         folder = tmp_path / str(trial)
-        share = (0, 1.2) if trial % 2 else (0.3, 0.9)  # of a step, which ends with a save: every other trial aims at that
+        share = (
+            (0, 1.2) if trial % 2 else (0.3, 0.9)
+        )  # of a step, which ends with a save: every other trial aims at that
         killed += kill(start(folder, moments.randint(1, surviving.STEPS)), moments.uniform(*share) * a_step)
         saving += in_a_save(folder)
         last = get_last_checkpoint(folder)
