@@ -59,7 +59,7 @@ class Checkpoint:
     @cached_property
     def entries(self) -> list[Path]:
         """
-        All entries below the folder. Links to folders are not followed. Hidden names (`.git`, the lock of a run) and
+        All entries below the folder. Links to folders are not followed. Hidden names (such as `.git`) and
         training checkpoints to resume from are left out.
         """
         found = []

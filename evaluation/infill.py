@@ -11,7 +11,6 @@ use the layout of given lengths: their extra cost is what the right side's conte
 """
 
 import argparse
-import gzip
 import json
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from magnet_train.data.reading import load_texts
 from magnet_train.data.sentences import split_sentences
 from modeling_magnet.encoding_magnet import start_ids, text_ids
 
@@ -31,7 +31,7 @@ from .infilling import (
     with_the_right_of_another,
     without_right,
 )
-from .stories import is_adapted, load, read_cloze, read_stories
+from .stories import layouts_of, load, read_cloze, read_stories
 
 PASSAGE_WORDS = 120
 SPANS, SHORTEST, LONGEST = 3, 8, 32
@@ -66,13 +66,6 @@ def detokenized(line: str) -> str:
     line = re.sub(r"([(\[{$£€]) ", r"\1", line)
     line = re.sub(r" (n't|'(?:s|re|ve|ll|m|d))\b", r"\1", line)
     return re.sub(r"(?<=s) ' (?=\w)", "' ", line)
-
-
-def read_documents(path: str | Path, skip: int = 0) -> list[str]:
-    """One document per line, `.txt` or `.txt.gz`, without the first `skip`, which may be training data."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if str(path).endswith(".gz") else open(path, encoding="utf-8")
-    with opened as lines:
-        return [line.strip() for number, line in enumerate(lines) if number >= skip and line.strip()]
 
 
 def passages(document: str, words: int = PASSAGE_WORDS) -> list[str]:
@@ -116,13 +109,6 @@ def document_gaps(documents: list[str], config, tokenizer, per_document: int = 2
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
-
-
-def layouts_of(model) -> list[str]:
-    """The layouts a model supports: an unadapted one only reads left to right."""
-    if not is_adapted(model):
-        return ["causal"]
-    return ["causal", "exact"] + (["free"] if model.config.infill_end_token_id is not None else [])
 
 
 def measure(model, sets: dict[str, list[GapExample]], batch_size: int = 16) -> dict[str, dict[str, Perplexity]]:
@@ -204,7 +190,8 @@ def read_sets(args, config, tokenizer) -> dict[str, list[GapExample]]:
     if args.wikitext:
         sets["Wikitext"] = document_gaps(read_wikitext(args.wikitext)[: args.limit], config, tokenizer, per_document=5)
     if args.documents:
-        sets["documents"] = document_gaps(read_documents(args.documents, args.skip)[: args.limit], config, tokenizer)
+        documents = [document.text for document in load_texts(args.documents, "text")][args.skip :]
+        sets["documents"] = document_gaps(documents[: args.limit], config, tokenizer)
     return sets
 
 

@@ -42,13 +42,17 @@ def is_adapted(model) -> bool:
     return model.config.adapter is not None or model.config.causal_adapter
 
 
+def layouts_of(model) -> list[str]:
+    """The layouts a model supports: an unadapted one only reads left to right."""
+    if not is_adapted(model):
+        return ["causal"]
+    return ["causal", "exact"] + (["free"] if model.config.infill_end_token_id is not None else [])
+
+
 def infilling_row(model, tokenizer, stories: list[list[str]], every: bool = True) -> dict:
     """Infilling perplexities with their 95 % intervals; hybrid mode only for an adapted model."""
     examples = sentence_gaps(stories, model.config, tokenizer, every)
-    layouts = ["causal"]
-    if is_adapted(model):
-        layouts += ["exact"] + (["free"] if model.config.infill_end_token_id is not None else [])
-    measured = {layout: infill_perplexity(model, examples, layout) for layout in layouts}
+    measured = {layout: infill_perplexity(model, examples, layout) for layout in layouts_of(model)}
     row = {"gaps": len(examples), "span_tokens": int(measured["causal"].tokens.sum())}
     for layout, perplexity in measured.items():
         low, high = perplexity.interval()

