@@ -7,6 +7,7 @@ import pytest
 import torch
 from training import (
     PAIRS,
+    TOKENS,
     Gradients,
     log_of,
     magnet,
@@ -56,6 +57,30 @@ def test_joint_gradient_equals_the_formulas(make, family, accumulated, chunk):
     assert line["loss"] == pytest.approx(loss.item(), rel=1e-4)  # the Trainer rounds what it logs
     for name, value in (tokens | {"sscl": sscl}).items():
         assert line[f"loss_{name}"] == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_the_end_token_is_barred_where_a_fill_begins(make):
+    """As in infill(), whose fills have a token at least. Everywhere else END competes."""
+    model = magnet(infill_end_token_id=TOKENS.end)
+    reference, gradients = copy.deepcopy(model), Gradients()
+    trainer = make(model, pairs=[], lambda_mntp=0, callbacks=[gradients], optim="sgd")
+    trainer.train()
+    (batch,) = trainer.data_collator.batches
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids", "span_ids")}
+    logits = reference(**inputs, attention_mode="hybrid").logits
+    costs, opening = [], 0
+    for row, place in (batch["msg_labels"] != IGNORE).nonzero().tolist():
+        here, spans = logits[row, place], batch["span_ids"][row].tolist()
+        if place + 1 < len(spans) and spans[place] == 0 and spans[place + 1] > 0:
+            here, opening = torch.cat([here[: TOKENS.end], here[TOKENS.end + 1 :]]), opening + 1
+        costs.append(here.logsumexp(-1) - logits[row, place, batch["msg_labels"][row, place]])
+    assert (batch["msg_labels"] == TOKENS.end).any() and opening >= len(inputs["input_ids"])
+    loss = torch.stack(costs).mean()
+    loss.backward()
+    assert log_of(trainer)[0]["loss_msg"] == pytest.approx(loss.item(), rel=1e-5)
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
+    found = {name: gradient for name, gradient in gradients.steps[0].items() if name in expected}
+    assert relative_difference(found, expected) < 1e-6
 
 
 # ------------------------------------------------------------------------------------------------ what a step computes

@@ -196,12 +196,15 @@ class MagnetTrainer(Trainer):
         labelled = (inputs["mntp_labels"] != IGNORE) | (inputs["msg_labels"] != IGNORE)  # (B, L)
         logits = hybrid_logits(model, inputs, labelled)  # (labelled, V)
         rows = labelled.nonzero()[:, 0]  # (labelled,)
+        opens, end = opens_fill(inputs["span_ids"])[labelled], self.model.config.infill_end_token_id
         loss = logits[:0].sum() + self._idle_projection_head(lambdas)  # 0, with a graph even if nothing has a label
         for name, function in (("mntp", mntp_loss), ("msg", msg_loss)):
             targets = inputs[LABELS[name]][labelled]  # (labelled,)
             mine = targets != IGNORE
             count = mine.sum() if num_items is None else num_items[name]
             predicted, targets = logits[mine], targets[mine]  # copies the step's largest tensor, so only once
+            if name == "msg" and end is not None:  # no fill is empty, and infill() bars END there too
+                predicted[opens[mine], end] = torch.finfo(predicted.dtype).min
             part = function(predicted, targets, count)
             right = (predicted.argmax(-1) == targets).sum()
             origins = functools.partial(self._text_origins, inputs, rows[mine], predicted, model.training)
@@ -381,6 +384,12 @@ def hybrid_logits(model, inputs, wanted) -> torch.Tensor:
     """Logits where `wanted` (B, L) is True, from the one forward pass for MNTP and MSG; (wanted, V)."""
     view = {name: inputs[name] for name in VIEW}
     return model(**view, attention_mode="hybrid", logits_to_keep=wanted, use_cache=False).logits
+
+
+def opens_fill(span_ids: torch.Tensor) -> torch.Tensor:
+    """Where the first token of a span is predicted: at the token to its left, (B, L)."""
+    after = F.pad(span_ids[:, 1:], (0, 1))
+    return (after > 0) & (after != span_ids)
 
 
 def one_span(inputs) -> torch.Tensor:
