@@ -127,7 +127,7 @@ def candidates(model, tokenizer, size: int, count: int, repeats: int) -> dict:
 
 
 def gap_memory(gaps: int, size: int, cache: str) -> dict:
-    """Resident peak of a parallel call over the model, and the formula of docs/infilling.md; needs its own process."""
+    """Resident peak of a parallel call over the model, and the formula of docs/infill.md; needs its own process."""
     tokenizer, model = load_tokenizer(), magnet(random_llama(), 16)
     pieces = [words(size // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
     parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=SPAN), piece)]

@@ -24,7 +24,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
-from magnet_eval.infilling import GapExample, infill_perplexity
+from magnet_eval.scoring import GapExample, infill_perplexity
 from magnet_train import MagnetTrainer, MagnetTrainingArguments, ViewArguments
 from modeling_magnet import FAMILIES
 from modeling_magnet.configuration_magnet import ADAPTER_TARGETS

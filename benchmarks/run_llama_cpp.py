@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from magnet_hub.forms import export_checkpoint
+from magnet_hub.export import export_checkpoint
 from modeling_magnet import MagnetLlamaForCausalLM
 
 ROOT = Path(__file__).parents[1]

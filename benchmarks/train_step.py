@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from common import magnet, random_llama, side_by_side
 
 from magnet_train.data.dataset import MagnetCollator, MagnetDataset, Text
-from magnet_train.data.sentences import PairDeck
+from magnet_train.data.pairs import PairDeck
 from magnet_train.losses import mntp_loss, msg_loss, sscl_loss
 from magnet_train.settings.arguments import ViewArguments
 from magnet_train.views import IGNORE, SpecialTokens

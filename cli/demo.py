@@ -10,8 +10,10 @@ from .parser import Parser
 
 def main(args: list[str]) -> None:
     parser = Parser("magnet demo", __doc__)
-    parser.add_argument("--output_dir", default="runs/demo", help="checkpoint, report.md and curves.png go there")
-    parser.add_argument("--max_steps", type=int, help="training steps, for a shorter look (default: the recipe's)")
+    parser.add_argument(
+        "--output_dir", default="runs/demo", help="output folder for the checkpoint, report.md and curves.png"
+    )
+    parser.add_argument("--max_steps", type=int, help="number of training steps (default: the recipe's)")
     options = parser.parse_args(args)
 
     from magnet_train.demo import demo

@@ -21,20 +21,20 @@ READ_AT_ONCE = 32  # batches of texts, which encode() sorts by length
 
 def parse(args: list[str]):
     parser = Parser("magnet encode", __doc__)
-    add_text_flags(parser, "a text; several may follow each other")
+    add_text_flags(parser, "one or more texts")
     parser.add_argument(
         "--output",
-        help=".npy (float32, a row a text) or .jsonl (text and embedding); - or nothing: JSON lines to standard output",
+        help=".npy (float32, one row per text) or .jsonl (text and embedding); default or -: JSON lines to standard output",
     )
     parser.add_argument(
         "--on_empty",
         default="encode",
         choices=("encode", "skip", "raise"),
-        help="empty texts: encode (they have a vector as any other, rows stay those of the input), skip, raise",
+        help="empty texts: encode (one row per input text, default), skip, or raise an error",
     )
-    parser.add_argument("--instruction", help="put before each text (default: the checkpoint's); '' is none")
-    parser.add_argument("--no_normalize", action="store_true", help="keep the vectors' lengths, which are 1 otherwise")
-    parser.add_argument("--batch_size", type=int, default=32, help="texts a forward (default: 32)")
+    parser.add_argument("--instruction", help="instruction before each text (default: the checkpoint's); '' for none")
+    parser.add_argument("--no_normalize", action="store_true", help="do not scale the vectors to unit length")
+    parser.add_argument("--batch_size", type=int, default=32, help="batch size (default: 32)")
     add_model_flags(parser)
     return parser.parse_args(args)
 
@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
         raise ValueError(f"output={options.output!r}: must end in .npy or .jsonl, or be - for standard output.")
     chunks = in_batches(without_empty(read_texts(options), options.on_empty), options.batch_size, READ_AT_ONCE)
     if as_array:
-        with replacing(options.output) as file:  # before the model is loaded: it may not be writable
+        with replacing(options.output) as file:  # before the model is loaded, in case it is not writable
             count = write_npy(file, *encoded(chunks, options))
     else:
         with lines_to(options.output) as write:
@@ -61,11 +61,11 @@ def without_empty(texts, on_empty: str):
         if not each.text.strip():
             empty += 1
             if on_empty == "raise":
-                raise ValueError(f"{each.origin}: is empty. Mend it, or choose --on_empty encode or skip.")
+                raise ValueError(f"{each.origin}: is empty. Fix it, or use --on_empty encode or skip.")
         if each.text.strip() or on_empty == "encode":
             yield each
     if empty:
-        print(f"{empty:,} empty texts: {'left out' if on_empty == 'skip' else 'encoded'}", file=sys.stderr)
+        print(f"{empty:,} empty texts: {'skipped' if on_empty == 'skip' else 'encoded'}", file=sys.stderr)
 
 
 def encoded(chunks, options) -> tuple[int, Iterator]:
@@ -93,12 +93,12 @@ def encode(model, tokenizer, chunk, options):
 def check_text(each) -> None:
     from modeling_magnet.encoding_magnet import check_text as check
 
-    check(each.origin, each.text)  # arguments may hold bytes that are not text
+    check(each.origin, each.text)  # arguments may contain bytes that are not text
 
 
 def write_npy(file, width: int, chunks) -> int:
     """
-    Writes a .npy whose number of rows is only known at the end: numpy leaves room for it in the header.
+    Writes a .npy whose number of rows is only known at the end: numpy reserves room for it in the header.
 
     >>> import io
     >>> import numpy as np

@@ -23,7 +23,7 @@ def take_debug(args: list[str]) -> tuple[list[str], bool]:
 
 def ended_by(error: BaseException, command: str, args: list[str], debug: bool) -> None:
     """Exits the process after an error, Ctrl-C, or a closed output pipe."""
-    if isinstance(error, BrokenPipeError):  # of stdout: network libraries raise their own errors
+    if isinstance(error, BrokenPipeError):  # from stdout: network libraries raise their own errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python complains at exit
         sys.exit(141)  # as shells report a process ended by SIGPIPE
     if debug:
@@ -38,7 +38,7 @@ def ended_by(error: BaseException, command: str, args: list[str], debug: bool) -
 
 def told(error: BaseException) -> str:
     """
-    The error in one line.
+    The error message on one line.
 
     >>> told(ValueError("length=0: must be\\npositive."))
     'length=0: must be positive.'
@@ -46,7 +46,7 @@ def told(error: BaseException) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, USER_ERRORS) and message:
         return message
-    return f"{type(error).__name__}: {message} (not foreseen; run again with --debug for the traceback)"
+    return f"{type(error).__name__}: {message} (unexpected; run again with --debug for the traceback)"
 
 
 def redacted(text: str, args: list[str] = ()) -> str:

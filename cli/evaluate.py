@@ -1,37 +1,79 @@
-"""magnet evaluate: measures a checkpoint on stories (infilling perplexity, retrieval) and graded sentence pairs.
+"""magnet evaluate: the paper's tables and figures for a checkpoint and its baselines, with intervals, in one report.
 
-    magnet evaluate --stories examples/assets/everyday-stories --output results.json
-    magnet evaluate --model_name_or_path runs/smol --sts sts.tsv --update_card
+    magnet evaluate infill sts --model runs/demo --update_card
+    magnet evaluate all --model runs/magnet --data data/ --out report/ \\
+        --baseline base=smollm2 causal=runs/clm fim=runs/fim llm2vec=runs/llm2vec --judge runs/judge --train_file texts.txt
 
-Prints a table and writes each figure with its 95 % bootstrap interval. A plain base is evaluated as it is, from left to right.
+The name of a baseline starts with its kind: base, causal, fim, llm2vec, mtp, encoder or magnet. Add a suffix to compare
+several, as in causal-lr3e-4; a number is a training step, as in magnet-400. Results are cached in the report folder and
+reused while weights, data and settings stay the same; --fast uses a few texts of each set.
 """
 
-import json
-from dataclasses import asdict
+import argparse
+import shlex
 from pathlib import Path
 
-from .model import add_model_flags, chosen_model, load_causal
-from .output import replacing
+from .model import SHIPPED, add_model_flags, chosen_model, load_causal, torch_device
 from .parser import Parser
+
+CARD = {  # measures shown in a model card: Hub task, metric, task name, and the metric's name for each way
+    "perplexity": (
+        "text-generation",
+        "perplexity",
+        "Infilling",
+        {
+            "given length": "perplexity of the missing sentence, given length",
+            "free length + END": "perplexity of the missing sentence and its end",
+            "left to right": "the same from the left alone, causal mode",
+        },
+    ),
+    "perplexity of whole texts, causal mode": (
+        "text-generation",
+        "perplexity",
+        "Generation",
+        {"whole texts": "perplexity of whole stories, causal mode"},
+    ),
+    "Spearman x 100": (
+        "sentence-similarity",
+        "spearman",
+        "Sentence similarity",
+        {"own prompt": "Spearman x 100", "": "Spearman x 100, instruction of STS"},
+    ),
+    "retrieval, top-1 %": (
+        "sentence-similarity",
+        "accuracy",
+        "Retrieval of paraphrases",
+        {"own prompt": "top-1, percent", "": "top-1, percent, instruction of STS"},
+    ),
+}
 
 
 def parse(args: list[str]):
     parser = Parser("magnet evaluate", __doc__)
+    parser.add_argument("tables", nargs="+", help="words, sts, clustering, infill, appropriate, repetition, knowledge, norms, "
+                        "ablation, prompting, generations, mtp, modes; or all: those with data")  # fmt: skip
+    parser.add_argument("--model", dest="model_name_or_path", help="alias of --model_name_or_path; may be NAME=PATH")
+    parser.add_argument("--baseline", nargs="+", default=[], metavar="NAME=PATH", help="checkpoints to compare with")
     parser.add_argument(
-        "--stories",
-        help="a .jsonl whose rows have sentences (a list) and, for retrieval, paraphrases (one a sentence); or a folder "
-        "with such a validation.jsonl and, maybe, sts.tsv",
+        "--data",
+        default=str(SHIPPED.parent / "everyday-stories"),
+        help="data folder, with validation.jsonl (sentences, paraphrases), cloze2016_val.tsv, sts/*.tsv or sts.tsv (score, "
+        "sentence, sentence), wiki.valid.raw, documents.txt (one per line), conll2003/train.txt and valid.txt, "
+        "clustering/*.tsv (label, text), arc_easy.jsonl, lm_eval/*.yaml, "
+        "at any depth (default: the stories of a clone)",
     )
-    parser.add_argument("--sts", help="graded pairs: score<TAB>sentence<TAB>sentence")
-    parser.add_argument("--cloze", help="Story Cloze file (tab-separated)")
-    parser.add_argument("--limit", type=int, help="only the first so many stories and pairs")
-    parser.add_argument("--one_gap", action="store_true", help="one gap a story, not each sentence in turn: quicker")
-    parser.add_argument("--batch_size", type=int, default=32, help="rows a forward (default: 32)")
-    parser.add_argument("--output", help="JSON file to write")
+    parser.add_argument("--out", default="report", help="report folder (default: report)")
+    parser.add_argument("--judge", help="independent language model, for the join bits of fills")
+    parser.add_argument("--tasks", nargs="+", default=[], help="mteb or lm-eval tasks; downloads their data")
+    parser.add_argument("--train_file", nargs="+", default=[], help="training text to search for evaluation text")
+    parser.add_argument("--limit", type=int, help="use the first LIMIT stories, pairs, documents of each set")
+    parser.add_argument("--fast", action="store_true", help="use a few of each, as a smoke test")
+    parser.add_argument("--batch_size", type=int, default=16, help="batch size (default: 16)")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--update_card",
         action="store_true",
-        help="write eval_results.json into the checkpoint and show it in its card",
+        help="write eval_results.json and the model card of the checkpoint; full data sets only",
     )
     add_model_flags(parser, dtype="float32")
     return parser.parse_args(args)
@@ -42,146 +84,135 @@ def main(args: list[str]) -> None:
     for name in ("limit", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)}: must be at least 1.")
-    if options.limit and options.update_card:
+    if options.update_card and (options.limit or options.fast):
         raise ValueError(
-            f"limit={options.limit}: a card tells of whole data sets. Leave out --limit, or --update_card; --output writes "
-            "figures of a part."
+            f"limit={options.limit}, fast={options.fast}: a model card needs full data sets. Drop these, or --update_card."
         )
-    options.model_name_or_path = chosen_model(options.model_name_or_path)
-    data = read_data(options)
-    if options.update_card:
-        check_card(options.model_name_or_path)
-    results = measure(*load_measured(options), data, options)
-    print(table(results))
-    if options.output:
-        with replacing(options.output) as file:
-            rows = [asdict(result) for result in results]
-            file.write((json.dumps({"model": options.model_name_or_path, "results": rows}, indent=1) + "\n").encode())
-    if options.update_card:
-        from magnet_hub.card import refresh_model_card
-        from magnet_hub.results import write_eval_results
+    if not Path(options.data).is_dir():
+        raise ValueError(f"data={options.data!r}: no such folder.")
+    if len(options.tasks) and len(options.tables) > 1 or options.tasks and options.tables == ["all"]:
+        raise ValueError(f"tables={options.tables}: --tasks needs a single table: sts, clustering or knowledge.")
+    from magnet_eval.data import Settings, overlaps
+    from magnet_eval.report import markdown_table, write_report
+    from magnet_eval.run import provenance, run, table_module
 
-        write_eval_results(options.model_name_or_path, results)
-        refresh_model_card(options.model_name_or_path)
+    for name in options.tables if options.tables != ["all"] else ():
+        table_module(name)
+    systems = named_systems(options)
+    if options.update_card:
+        check_card(systems[0][1])
+    settings = Settings(
+        Path(options.data), options.limit, options.fast, options.batch_size, options.seed, tasks=tuple(options.tasks)
+    )
+    load = loader(options)
+    settings.judge = load("base", options.judge) if options.judge else None
+    out, about = Path(options.out), provenance(told(options, systems), settings, options.dtype)
+    results, left_out = run(options.tables, systems, settings, out, about, load)
+    found = overlaps(settings, [Path(path) for path in options.train_file])
+    pivots = write_report(results, left_out, systems[0][0], out, found)
+    for name, pivot in pivots.items():
+        rows = [
+            [row, *(f"{cells[c].value:.2f}" if c in cells else "" for c in pivot.columns)]
+            for row, cells in pivot.cells.items()
+        ]
+        if rows:
+            print(f"{name}\n\n{markdown_table(['', *pivot.columns], rows)}\n")
+    print(f"Written: {out}/report.html, report.md and results.json, with intervals and comparisons.")
+    if options.update_card:
+        update_card(results, *systems[0])
+
+
+def named_systems(options) -> list[tuple[str, str]]:
+    """Names and paths of the model and its baselines."""
+    from transformers import PreTrainedConfig
+
+    from magnet_eval.systems import System
+
+    given = options.model_name_or_path
+    if given and "=" in given:
+        systems = [tuple(given.split("=", 1))]
+    else:
+        path = chosen_model(given)
+        settings, _ = PreTrainedConfig.get_config_dict(path, revision=options.revision)
+        systems = [("magnet" if str(settings.get("model_type")).startswith("magnet_") else "base", path)]
+    for baseline in options.baseline:
+        if "=" not in baseline:
+            raise ValueError(f"baseline={baseline!r}: must be NAME=PATH, as in base=smollm2.")
+        systems.append(tuple(baseline.split("=", 1)))
+    for name, path in systems:
+        System(name)
+        chosen_model(path)
+    if len({name for name, _ in systems}) < len(systems):
+        raise ValueError(
+            f"baseline: the names {[name for name, _ in systems]} must differ, such as causal and causal-2."
+        )
+    return systems
+
+
+def loader(options):
+    """A function that loads a system from its name and path."""
+
+    def load(name: str, path: str):
+        from magnet_eval.systems import System, load_system
+        from modeling_magnet import FAMILIES
+
+        if System(name).kind == "encoder":
+            return load_system(name, path, device=torch_device(options.device))
+        model, tokenizer = load_causal(argparse.Namespace(**vars(options) | {"model_name_or_path": path}))
+        kind = model.config.model_type
+        if not kind.startswith("magnet_"):
+            if kind not in FAMILIES:
+                raise ValueError(f"{name}={path}: {kind} models are not supported. Use one of {', '.join(FAMILIES)}.")
+            model = FAMILIES[kind].from_base(model).eval()
+        return System(name, model, tokenizer, path)
+
+    return load
+
+
+def told(options, systems) -> str:
+    """The command that reproduces the results, with names instead of local paths."""
+    words = ["magnet", "evaluate", *options.tables, "--model", f"{systems[0][0]}={Path(systems[0][1]).name}"]
+    if systems[1:]:
+        words += ["--baseline", *(f"{name}={Path(path).name}" for name, path in systems[1:])]
+    words += ["--data", Path(options.data).resolve().name, "--dtype", options.dtype, "--seed", str(options.seed)]
+    for name in ("limit", "judge"):
+        if value := getattr(options, name):
+            words += [f"--{name}", Path(str(value)).name]
+    return shlex.join(
+        [*words, *(["--tasks", *options.tasks] if options.tasks else []), *(["--fast"] if options.fast else [])]
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- model card
 
 
 def check_card(path: str) -> None:
     from magnet_hub.card import is_generated
 
     if not Path(path).is_dir():
-        raise ValueError(f"update_card: {path!r} is no folder. Download the checkpoint first, or use --output.")
+        raise ValueError(
+            f"update_card: {path!r} is not a folder. Download the checkpoint first, or drop --update_card."
+        )
     if not is_generated(path):
         raise ValueError(
-            f"update_card: the README.md of {path!r} is not a generated card, or was edited. Use --output."
+            f"update_card: the README.md of {path!r} is not a generated card, or was edited. Drop --update_card."
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
+def update_card(results, name: str, path: str) -> None:
+    """Writes the model's `infill` and `sts` results into its card."""
+    from magnet_hub.card import refresh_model_card
+    from magnet_hub.eval_results import Measured, write_eval_results
 
-
-def read_data(options) -> list[tuple]:
-    """The data to measure: tuples of ("stories" or "pairs", flag, name of the data, rows)."""
-    from magnet_eval.embedding import read_graded_pairs
-    from magnet_eval.stories import read_cloze, read_stories
-
-    data = []
-    if options.stories:
-        path = Path(options.stories)
-        file = path / "validation.jsonl" if path.is_dir() else path
-        name = path.resolve().name if path.is_dir() else path.stem
-        data.append(("stories", "--stories", name, read(read_stories, file, "stories", is_story)))
-        if path.is_dir() and (path / "sts.tsv").is_file():
-            data.append(("pairs", "--stories", name, read(read_graded_pairs, path / "sts.tsv", "stories", bool)))
-    if options.sts:
-        data.append(("pairs", "--sts", Path(options.sts).stem, read(read_graded_pairs, options.sts, "sts", bool)))
-    if options.cloze:
-        rows = [{"sentences": row} for row in read(read_cloze, options.cloze, "cloze", bool)]
-        data.append(("stories", "--cloze", Path(options.cloze).stem, rows))
-    if not data:
-        raise ValueError("nothing to measure. Name --stories, --sts or --cloze.")
-    return [(*what, rows[: options.limit]) for *what, rows in data]
-
-
-def read(reader, path, flag: str, is_row) -> list:
-    try:
-        rows = reader(path)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{flag}={str(path)!r}: is not of the form that --help tells ({error!r}).") from error
-    wrong = [number for number, row in enumerate(rows, start=1) if not is_row(row)]
-    if wrong or not rows:
-        where = f"row {wrong[0]}" if wrong else "an empty file"
-        raise ValueError(f"{flag}={str(path)!r}: {where} is not of the form that --help tells.")
-    return rows
-
-
-def is_story(row) -> bool:
-    sentences = row.get("sentences") if isinstance(row, dict) else None
-    texts = sentences and [*sentences, *row.get("paraphrases", [])]
-    same = not row.get("paraphrases") or len(row["paraphrases"]) == len(sentences) if texts else False
-    return bool(same and all(isinstance(text, str) and text.strip() for text in texts))
-
-
-# ------------------------------------------------------------------------------------------------------------ measuring
-
-
-def load_measured(options):
-    """The model, its tokenizer, and whether it is adapted (not a plain base)."""
-    model, tokenizer = load_causal(options)
-    kind = model.config.model_type
-    if kind.startswith("magnet_"):
-        return model, tokenizer, True
-    from modeling_magnet import FAMILIES
-
-    if kind not in FAMILIES:
-        raise ValueError(
-            f"model_name_or_path={model.name_or_path!r}: is a {kind} checkpoint. Known are {', '.join(FAMILIES)}."
-        )
-    return FAMILIES[kind].from_base(model).eval(), tokenizer, False
-
-
-def measure(model, tokenizer, adapted: bool, data, options) -> list:
-    from magnet_eval.checkpoint import measure_causal, measure_infilling, measure_retrieval, measure_similarity
-    from magnet_eval.embedding import encode_causal
-
-    def encode(texts):
-        if not adapted:
-            return encode_causal(model, texts, tokenizer, batch_size=options.batch_size)
-        return model.encode(texts, tokenizer, batch_size=options.batch_size)
-
-    results, infilling = [], measure_infilling if adapted else measure_causal
-    for kind, flag, name, rows in data:
-        command = told(options, flag, name)
-        if kind == "pairs":
-            results.append(measure_similarity(encode, rows, name, command))
-            continue
-        stories, every = [row["sentences"] for row in rows], not options.one_gap
-        results += infilling(model, tokenizer, stories, name, command, every, options.batch_size)
-        paraphrases = [text for row in rows for text in row.get("paraphrases", [])]
-        sentences = [text for row in rows if row.get("paraphrases") for text in row["sentences"]]
-        if paraphrases:
-            results.append(measure_retrieval(encode, sentences, paraphrases, name, command))
-    return results
-
-
-def told(options, flag: str, name: str) -> str:
-    """The command that reproduces this measurement, with names instead of local paths."""
-    command = f"magnet evaluate --model_name_or_path {Path(options.model_name_or_path).name} --dtype {options.dtype}"
-    command += f" {flag} {name}" + (" --one_gap" if options.one_gap else "")
-    return command + (f" --limit {options.limit}" if options.limit else "")
-
-
-def table(results) -> str:
-    """
-    The figures, one per line.
-
-    >>> from magnet_hub.results import Measured
-    >>> print(table([Measured("sentence-similarity", "sts", "spearman", 68.7, None, "Spearman x 100", [60.0, 75.5])]))
-    data  measure         value  95 % interval
-    sts   Spearman x 100  68.70  60.00 to 75.50
-    """
-    rows = [("data", "measure", "value", "95 % interval")]
+    measured = []
     for result in results:
-        interval = f"{result.interval[0]:.2f} to {result.interval[1]:.2f}"
-        rows.append((result.dataset_name, result.metric_name, f"{result.value:.2f}", interval))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        for figure in result.figures if result.system == name else ():
+            if figure.measure in CARD and figure.way in CARD[figure.measure][-1]:
+                task, metric, words, ways = CARD[figure.measure]
+                interval = figure.estimate.interval and [round(end, 2) for end in figure.estimate.interval]
+                value, command = round(figure.value, 2), result.about["command"]
+                measured.append(Measured(task, figure.data, metric, value, words, ways[figure.way], interval, command))
+    if not measured:
+        raise ValueError("update_card: a card shows infill and sts, and neither was evaluated. Add one of them.")
+    write_eval_results(path, measured)
+    refresh_model_card(path)

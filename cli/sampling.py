@@ -6,16 +6,16 @@ SEARCHED = ("num_beams", "repetition_penalty", "no_repeat_ngram_size")
 
 def add_sampling_flags(parser) -> None:
     group = parser.add_argument_group(
-        "choice of tokens", "What transformers' generate() does with them; greedy if none."
+        "sampling and search", "As in transformers' generate(); greedy decoding by default."
     )
-    group.add_argument("--do_sample", action="store_true", help="draw tokens at random")
-    group.add_argument("--temperature", type=float, help="with --do_sample: below 1 bolder words are rarer")
-    group.add_argument("--top_p", type=float, help="with --do_sample: the likeliest tokens of that much probability")
-    group.add_argument("--top_k", type=int, help="with --do_sample: the so many likeliest tokens; 0: all")
-    group.add_argument("--num_beams", type=int, help="beams of a beam search")
-    group.add_argument("--repetition_penalty", type=float, help="above 1 words that are there already are rarer")
-    group.add_argument("--no_repeat_ngram_size", type=int, help="no so many tokens in a row twice")
-    group.add_argument("--seed", type=int, default=0, help="of --do_sample (default: 0)")
+    group.add_argument("--do_sample", action="store_true", help="sample tokens")
+    group.add_argument("--temperature", type=float, help="with --do_sample: lower is less random")
+    group.add_argument("--top_p", type=float, help="with --do_sample: total probability of the top tokens to keep")
+    group.add_argument("--top_k", type=int, help="with --do_sample: number of top tokens to keep; 0: all")
+    group.add_argument("--num_beams", type=int, help="number of beams for beam search")
+    group.add_argument("--repetition_penalty", type=float, help="above 1: makes repeated tokens less likely")
+    group.add_argument("--no_repeat_ngram_size", type=int, help="never repeat n-grams of this size")
+    group.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
 def sampling(options) -> dict:
@@ -29,7 +29,7 @@ def sampling(options) -> dict:
     given = {name: getattr(options, name) for name in (*SAMPLED, *SEARCHED) if getattr(options, name) is not None}
     for name in SAMPLED:
         if name in given and not options.do_sample:
-            raise ValueError(f"{name}={given[name]}: without effect on greedy text. Add --do_sample.")
+            raise ValueError(f"{name}={given[name]}: has no effect without sampling. Add --do_sample.")
     if options.num_beams is not None and options.num_beams < 1:
         raise ValueError(f"num_beams={options.num_beams}: must be at least 1.")
     if options.top_p is not None and not 0 < options.top_p <= 1:

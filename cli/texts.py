@@ -15,10 +15,10 @@ def add_text_flags(parser, what: str) -> None:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help=what)
     parser.add_argument(
         "--input",
-        help="read the texts from this: .txt (one a line), .jsonl, either .gz, .parquet, a folder of these, or a Hub "
-        "data set; - is standard input, which is also read where nothing is named",
+        help="where to read texts: .txt (one per line) or .jsonl, also as .gz, .parquet, a folder of these, or a Hub "
+        "data set; - or no input: standard input",
     )
-    parser.add_argument("--text_column", default="text", help="column with the text (default: text)")
+    parser.add_argument("--text_column", default="text", help="text column (default: text)")
 
 
 def read_texts(options) -> Iterator[Text]:
@@ -26,15 +26,15 @@ def read_texts(options) -> Iterator[Text]:
     The texts, read lazily. A line ends at a line feed (or CR LF), which is not part of it.
 
     Raises:
-        `ValueError` for no input, two, or a missing one; while reading, with file and line, for anything that is not text.
+        `ValueError` for no input, two, or a missing one; while reading, for anything that is not text, with file and line.
     """
     if options.texts and options.input:
-        raise ValueError(f"input={options.input!r}: texts are given as arguments too. Leave one out.")
+        raise ValueError(f"input={options.input!r}: texts were also given as arguments. Drop one of the two.")
     if options.texts:
         return (Text(text, f"argument {n}") for n, text in enumerate(options.texts, start=1))
     if options.input in (None, "-"):
         if options.input is None and sys.stdin.isatty():
-            raise ValueError("no texts. Give them as arguments, name a file with --input, or pipe them in.")
+            raise ValueError("no texts. Pass them as arguments, with --input, or through a pipe.")
         return stdin_texts()
     from magnet_train.data.reading import list_files
 
@@ -47,7 +47,7 @@ def stdin_texts() -> Iterator[Text]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"stdin:{number}: no UTF-8 (byte {error.start}: {error.reason}). Convert it.") from None
+            raise ValueError(f"stdin:{number}: not UTF-8 (byte {error.start}: {error.reason}). Convert it.") from None
         yield Text(text.removesuffix("\n").removesuffix("\r"), f"stdin:{number}")
 
 
@@ -56,11 +56,11 @@ def file_texts(source: str, column: str) -> Iterator[Text]:
 
     for record in read_records(source, [column]):
         if record.problem:
-            raise ValueError(f"{record.origin}: {record.problem}. Mend the row.")
+            raise ValueError(f"{record.origin}: {record.problem}. Fix the row.")
         if column not in record.values:  # a blank line between JSON objects
             continue
         if problem := problem_of(record.values[column]):
-            raise ValueError(f"{record.origin}: {column!r} {problem}. Mend the row.")
+            raise ValueError(f"{record.origin}: {column!r} {problem}. Fix the row.")
         yield Text(record.values[column], record.origin)
 
 

@@ -1,16 +1,14 @@
-"""Writes the tables of README.md and docs/results.md from docs/measured, so that no number is typed by hand.
+"""Writes the measured tables of README.md and docs/*.md from docs/measured, so that no number is typed by hand.
 
-python docs/make_tables.py            # rewrites what stands between <!-- begin NAME --> and <!-- end NAME -->
+python docs/make_tables.py            # rewrites what is between <!-- begin NAME --> and <!-- end NAME -->
 """
 
 import json
 import re
 from pathlib import Path
 
-from magnet_eval.research.tables import TABLES as FREE_LENGTH
-
 DOCS = Path(__file__).parent
-PAGES = (DOCS.parent / "README.md", DOCS / "results.md", DOCS / "infilling.md", DOCS / "scaling.md", DOCS / "check.md")
+PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
 
 
 def read(name: str) -> list[dict]:
@@ -110,16 +108,29 @@ def gap_memory() -> str:
     return markdown(["cache", "gaps", "formula, MiB", "resident peak over the model, MiB"], cells)
 
 
-def infill_example() -> str:
-    """What examples/infill.py printed."""
-    printed = (DOCS / "measured" / "infill_example.txt").read_text(encoding="utf-8")
-    return f"```\n{printed}```"
-
-
 def check_example() -> str:
     """What `magnet check examples/assets/magnet-tiny` printed."""
     printed = (DOCS / "measured" / "check.txt").read_text(encoding="utf-8")
     return f"```\n{printed}```"
+
+
+def llama_cpp() -> str:
+    found = json.loads((DOCS / "measured" / "llama_cpp.json").read_text(encoding="utf-8"))
+    labels = {
+        "f32": "f32",
+        "f32_with_the_default_f16_cache": "f32, cache in f16 (llama.cpp's default)",
+        "f16": "f16",
+        "f32_if_attention_were_causal": "f32, attention forced to causal",
+        "f32_without_instruction": "f32, without the instruction",
+    }
+    cells = []
+    for key, label in labels.items():
+        row = found[key]
+        greedy = f"{row['same_greedy_texts']} of {found['prompts']}" if "same_greedy_texts" in row else "-"
+        cells.append([label, greedy, f"{row['largest_difference']:.1e}", f"{row['smallest_cosine']:.6f}"])
+    header = ["`--outtype`", "greedy texts equal", "largest difference of an entry", "smallest cosine"]
+    told = f"{found['sentences']} sentences; {found['prompts']} prompts, {found['new_tokens']} new tokens."
+    return markdown(header, cells) + f"\n\n{told}"
 
 
 def train_step() -> str:
@@ -183,6 +194,107 @@ def exactness() -> str:
     )
 
 
+# ------------------------------------------------------------------------------ infilling of unknown length
+
+SYSTEMS = {
+    "gold": "people",
+    "magnet_free": "**MAGNET**, greedy",
+    "magnet_gold_length": "MAGNET, told the length, greedy",
+    "magnet_search": "MAGNET without END, length search",
+    "fim_psm": "FIM-LoRA, PSM, greedy",
+    "fim_spm": "FIM-LoRA, SPM, greedy",
+    "base": "base, left to right, greedy",
+    "magnet_n8": "MAGNET, best of 8",
+    "fim_psm_n8": "FIM-LoRA, PSM, best of 8",
+    "fim_spm_n8": "FIM-LoRA, SPM, best of 8",
+    "base_n8": "base, best of 8",
+}
+COLUMNS = {
+    "finished": "finished %",
+    "length": "tokens",
+    "length_error": "length error",
+    "join_bits_magnet-tiny-base": "join bits, judge 1",
+    "join_bits_stories260K": "join bits, judge 2",
+    "rouge_l": "ROUGE-L",
+}
+COMPARED = ("length_error", "join_bits_magnet-tiny-base", "join_bits_stories260K", "rouge_l")
+
+
+def report(name: str) -> dict:
+    return json.loads((DOCS / "measured" / name).read_text(encoding="utf-8"))
+
+
+def cell(values: list[float], digits: int = 1) -> str:
+    """A value and its 95 % interval; "to", because values may be negative."""
+    value, low, high = (f"{number:.{digits}f}" for number in values)
+    return f"{value} ({low} to {high})"
+
+
+def measured_rows(systems: dict, labels: dict[str, str]) -> str:
+    kept = {name: label for name, label in labels.items() if name in systems}
+    rows = [
+        [label, f"{systems[name]['finished'][0]:.1f}"] + [cell(systems[name][key]) for key in list(COLUMNS)[1:]]
+        for name, label in kept.items()
+    ]
+    return markdown(["", *COLUMNS.values()], rows)
+
+
+def free_length() -> str:
+    """Human fills and all systems."""
+    return measured_rows(report("free_length.json")["systems"], SYSTEMS)
+
+
+def free_length_differences() -> str:
+    """MAGNET minus fill-in-the-middle, with as many candidates and the same rule."""
+    found, rows = report("free_length.json")["differences"], []
+    for system, others, label in (("magnet_free", "", "greedy"), ("magnet_n8", "_n8", "best of 8")):
+        for order in ("psm", "spm"):
+            values = found[system][f"fim_{order}{others}"]
+            rows.append([f"{label}, less {order.upper()}", *(cell(values[key]) for key in COMPARED)])
+    return markdown(["MAGNET", *(COLUMNS[key] for key in COMPARED)], rows)
+
+
+def free_length_perplexity() -> str:
+    labels = {
+        "base_left_to_right": "base, left to right",
+        "magnet_exact": "MAGNET, told the length",
+        "magnet_free_end": "MAGNET, free length + END",
+        "fim_psm": "FIM-LoRA, PSM",
+        "fim_psm_end": "FIM-LoRA, PSM + END",
+        "fim_spm": "FIM-LoRA, SPM",
+        "fim_spm_end": "FIM-LoRA, SPM + END",
+    }
+    found = report("free_length.json")["perplexity"]
+    return markdown(["", "perplexity"], [[label, cell(found[name])] for name, label in labels.items()])
+
+
+def length_curve(name: str = "length_curve.json") -> str:
+    """Perplexity by the length of the gap."""
+    rows = []
+    for row in report(name)["rows"]:
+        cells = [cell(row[name]) if name in row else "-" for name in ("causal", "exact", "free")]
+        rows.append(["{}-{}".format(*row["bucket"]), *cells, cell(row["exact / causal"], 3)])
+    header = ["tokens", "left to right", "given length", "free length + END", "given length / left to right"]
+    return markdown(header, rows)
+
+
+def length_curve_long() -> str:
+    """The same after `long_spans`."""
+    return length_curve("length_curve_long.json")
+
+
+FREE_LENGTH = (
+    free_length,
+    free_length_differences,
+    free_length_perplexity,
+    length_curve,
+    length_curve_long,
+)
+
+
+# ------------------------------------------------------------------------------------------------- all tables
+
+
 TABLES = (
     exactness,
     demo,
@@ -192,7 +304,7 @@ TABLES = (
     infill_speed,
     infill_ways,
     gap_memory,
-    infill_example,
+    llama_cpp,
     check_example,
     train_step,
     real_families,
@@ -211,5 +323,7 @@ def render(page: str) -> str:
 
 if __name__ == "__main__":
     for path in PAGES:
-        path.write_text(render(path.read_text(encoding="utf-8")), encoding="utf-8")
-        print(f"written: {path.name}")
+        page = path.read_text(encoding="utf-8")
+        if "<!-- begin" in page:
+            path.write_text(render(page), encoding="utf-8")
+            print(f"written: {path.name}")

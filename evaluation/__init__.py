@@ -1,1 +1,7 @@
-"""Measuring MAGNET, one file per table of the paper. Imported as `magnet_eval`."""
+"""The paper's tables and figures, one file each, and what they share. Imported as `magnet_eval`.
+
+systems.py      a checkpoint and its kind                figures.py    a value, its interval, paired comparisons
+data.py         reads stories, passages, pairs           scoring.py    log-likelihoods of tokens
+embedding.py    sentence and word vectors                writing.py    continuations and fills
+report.py       one report of all results                plots.py      its plots
+"""

@@ -1,52 +1,67 @@
-"""Sentence embeddings (section 4.2): correlation with graded pairs, and retrieval of sentences by paraphrase."""
+"""Sentence vectors (section 4.2) and word vectors (section 4.1) of every kind of system."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.sparse import issparse
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.preprocessing import normalize
+from tqdm.auto import tqdm
 
-from modeling_magnet.encoding_magnet import padded, pooled, start_ids, text_ids
+from modeling_magnet.encoding_magnet import (
+    _mean_by_word,
+    _tokens_of_words,
+    literal_tokenizer,
+    own_token_states,
+    padded,
+    start_ids,
+    text_ids,
+)
+
+from .systems import BOTH_WAYS, LEFT_TO_RIGHT, System
+
+ECHO = "Rewrite the sentence: {text}, rewritten sentence: {text}"  # Springer et al. (2024)
+COUNTS = {
+    "lexical binary words": CountVectorizer(binary=True),
+    "lexical TF-IDF words": TfidfVectorizer(),
+    "lexical TF-IDF characters": TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)),
+}
+CAUSAL = {"attention_mode": "causal", "use_cache": False}
+LEXICAL = [System(name) for name in COUNTS]  # baselines without a model
 
 
-def read_graded_pairs(path: str | Path) -> list[tuple[float, str, str]]:
-    """Reads `score<TAB>sentence<TAB>sentence` lines."""
-    rows = [line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
-    return [(float(row[0]), row[1], row[2]) for row in rows]
-
-
-def sts_spearman(encode, pairs: list[tuple[float, str, str]]) -> float:
+def encoders(system: System, batch_size: int = 64) -> dict[str, Callable]:
     """
-    Spearman correlation, times 100, of cosine similarity with the grades (Table 2).
-
-    Args:
-        encode (`Callable[[list[str]], np.ndarray]`): Texts to unit vectors, (N, d).
-        pairs: Score and two sentences each.
+    The ways to encode with a system: functions of texts and an instruction (`None`: the model's own) that return unit
+    vectors, `(texts, d)`, as a sparse matrix for word counts.
     """
-    return 100 * float(spearmanr(cosines(encode, pairs), [pair[0] for pair in pairs]).statistic)
+    model, tokenizer = system.model, system.tokenizer
+    if system.kind in BOTH_WAYS:
+        return {"": lambda texts, told=None: model.encode(texts, tokenizer, told, batch_size)}
+    if system.kind == "lexical":
+        return {"": lambda texts, told=None: normalize(COUNTS[system.name].fit_transform(texts))}
+    if system.kind == "encoder":
+        return {"": lambda texts, told=None: model.encode(texts, batch_size=batch_size, normalize_embeddings=True)}
+    if system.kind not in LEFT_TO_RIGHT:
+        return {}
+    return {
+        "last token": lambda texts, told=None: encode_causal(model, texts, tokenizer, "last_token", told, batch_size),
+        "mean": lambda texts, told=None: encode_causal(model, texts, tokenizer, "mean", told, batch_size),
+        "Echo": lambda texts, told=None: encode_echo(model, texts, tokenizer, batch_size),
+    }
 
 
-def cosines(encode, pairs: list[tuple[float, str, str]]) -> np.ndarray:
-    """Cosine similarity of each pair's sentences, (N,)."""
-    return (encode([pair[1] for pair in pairs]) * encode([pair[2] for pair in pairs])).sum(1)
-
-
-def retrieval_top1(encode, sentences: list[str], paraphrases: list[str]) -> float:
-    """Percentage of paraphrases whose nearest sentence, among all, is their own."""
-    return 100 * float(found_their_own(encode, sentences, paraphrases).mean())
-
-
-def found_their_own(encode, sentences: list[str], paraphrases: list[str]) -> np.ndarray:
-    """For each paraphrase, whether the nearest of all sentences is its own, (N,)."""
-    similarity = encode(paraphrases) @ encode(sentences).T  # (N, N)
-    return similarity.argmax(1) == np.arange(len(sentences))
-
-
-@torch.no_grad()
-def encode_causal(model, texts: list[str], tokenizer, pooling: str = "last_token", batch_size: int = 64) -> np.ndarray:
+def encode_causal(
+    model,
+    texts: list[str],
+    tokenizer,
+    pooling: str = "last_token",
+    instruction: str | None = None,
+    batch_size: int = 64,
+) -> np.ndarray:
     """
-    Embeds with the base model: last hidden state, causal attention (Table 2's Llama-2 row), of the same
-    `[BOS] instruction text [EOS]` that MAGNET reads.
+    Embeds with causal attention (Table 2's Llama-2 row) the same `[BOS] instruction text [EOS]` that MAGNET reads.
 
     Args:
         pooling (`str`, *optional*, defaults to `"last_token"`): `"last_token"` or `"mean"` over all tokens.
@@ -54,10 +69,79 @@ def encode_causal(model, texts: list[str], tokenizer, pooling: str = "last_token
     Returns:
         `np.ndarray` of shape `(N, d)`, float32, unit rows.
     """
-    start, prompt, vectors = start_ids(model.config, tokenizer), model.config.representation_prompt, []
-    rows = [[*start, *text_ids(f"{prompt} {text}", tokenizer), tokenizer.eos_token_id] for text in texts]
-    for first in range(0, len(rows), batch_size):
-        ids, mask = padded(rows[first : first + batch_size], model.device)
-        hidden = model.model(ids, attention_mask=mask, attention_mode="causal", use_cache=False).last_hidden_state
-        vectors.append(pooled(hidden, mask, pooling))
-    return torch.nn.functional.normalize(torch.cat(vectors).float(), dim=-1).cpu().numpy()
+    start = start_ids(model.config, tokenizer)
+    prompt = model.config.representation_prompt if instruction is None else instruction
+    texts = [f"{prompt} {text}" if prompt else text for text in texts]
+    rows = [[*start, *text_ids(text, tokenizer), tokenizer.eos_token_id] for text in texts]
+    kept = [range(len(row)) if pooling == "mean" else [len(row) - 1] for row in rows]
+    return _pooled(model, rows, kept, batch_size)
+
+
+def encode_echo(model, texts: list[str], tokenizer, batch_size: int = 64) -> np.ndarray:
+    """Echo embeddings: the text is repeated, and the tokens of the second copy, which attend to all of it, are pooled."""
+    start, rows, kept = start_ids(model.config, tokenizer), [], []
+    for text in texts:
+        encoded = literal_tokenizer(tokenizer).encode(ECHO.format(text=text), add_special_tokens=False)
+        second = len(ECHO.format(text=text)) - len(text)
+        rows.append([*start, *encoded.ids])
+        kept.append([len(start) + n for n, (_, end) in enumerate(encoded.offsets) if end > second])
+    return _pooled(model, rows, kept, batch_size)
+
+
+def _pooled(model, rows, kept, batch_size) -> np.ndarray:
+    """Means of the kept tokens' states, causal attention, as unit rows."""
+    vectors = np.zeros((len(rows), model.config.hidden_size), np.float32)
+    for chosen, hidden, _ in last_states(model.model, rows, batch_size, **CAUSAL):
+        for i, states in zip(chosen, hidden):
+            vectors[i] = states[kept[i]].float().mean(0).cpu().numpy()
+    return normalize(vectors)
+
+
+@torch.no_grad()
+def last_states(decoder, rows: list[list[int]], batch_size: int, **mode):
+    """Yields (numbers of rows, last hidden states (b, L, d), mask (b, L)), longest rows first."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for first in tqdm(range(0, len(order), batch_size), desc="encode", leave=False):
+        chosen = order[first : first + batch_size]
+        ids, mask = padded([rows[i] for i in chosen], decoder.device)
+        yield chosen, decoder(input_ids=ids, attention_mask=mask, **mode).last_hidden_state, mask
+
+
+def cosines(encode: Callable, pairs: list[tuple[float, str, str]]) -> np.ndarray:
+    """Cosine similarity of each pair's sentences, (N,)."""
+    vectors = encode([pair[1] for pair in pairs] + [pair[2] for pair in pairs])
+    first, second = vectors[: len(pairs)], vectors[len(pairs) :]
+    product = first.multiply(second) if issparse(first) else first * second
+    return np.asarray(product.sum(1)).ravel()
+
+
+def found_their_own(encode: Callable, sentences: list[str], paraphrases: list[str]) -> np.ndarray:
+    """For each paraphrase, whether its own sentence is the nearest, (N,)."""
+    vectors = encode(paraphrases + sentences)
+    similarity = vectors[: len(paraphrases)] @ vectors[len(paraphrases) :].T  # (N, N)
+    similarity = similarity.toarray() if issparse(similarity) else similarity
+    return np.asarray(similarity).argmax(1) == np.arange(len(sentences))
+
+
+def encode_words(system: System, sentences: list[list[str]], batch_size: int = 64) -> list[np.ndarray]:
+    """
+    One vector per word, `(words, d)` for each sentence: the mean over its tokens. Token i of a decoder is represented by the
+    output at i - 1 (section 4.1), with causal attention for a base; a token of an encoder (and of MTP) by its own output.
+    """
+    model, tokenizer = system.model, system.tokenizer
+    if system.kind in ("magnet", "llm2vec"):
+        return model.encode_words(sentences, tokenizer, batch_size)
+    if system.kind == "encoder":
+        decoder, mode, shifted = model[0].auto_model, {}, False
+        start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    else:
+        decoder, start, end = model.model, start_ids(model.config, tokenizer), []
+        shifted = system.kind in LEFT_TO_RIGHT
+        mode = CAUSAL if shifted else {"attention_mode": "bidirectional"}
+    tokens = [_tokens_of_words(words, tokenizer) for words in sentences]
+    rows, vectors = [start + ids + end for ids, _ in tokens], [None] * len(sentences)
+    for chosen, hidden, mask in last_states(decoder, rows, batch_size, **mode):
+        own = own_token_states(hidden, mask) if shifted else hidden
+        for i, each in zip(chosen, own[:, len(start) :].float().cpu().numpy()):
+            vectors[i] = _mean_by_word(each, tokens[i][1], len(sentences[i]))
+    return vectors

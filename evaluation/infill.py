@@ -1,82 +1,122 @@
-"""Table 4: perplexity of the missing tokens, compared with left-to-right systems and trivial rivals.
+"""Table 4: perplexity of the missing tokens, compared with left-to-right systems and trivial baselines.
 
-    python -m magnet_eval.infill --model runs/magnet --baseline runs/base runs/clm_control \\
-        --stories examples/assets/everyday-stories/validation.jsonl --cloze cloze2016_val.tsv \\
-        --wikitext wiki.valid.raw --documents wiki.txt.gz --skip 20700 --output infill.json
-
-Each sentence of a story is left out in turn. Documents are cut into passages of whole sentences, each with up to three
-missing spans of 8 to 32 tokens (section 4.3). Every system predicts the same tokens; intervals are over stories and
-documents. `free + END` adds the cost of ending the gap to the same tokens. *Another's right side* and *no right side*
-use the layout of given lengths: their extra cost is what the right side's content, and its presence, are worth.
+Each sentence of a story is removed in turn. Documents are split into passages of whole sentences with up to three missing
+spans of 8 to 32 tokens (section 4.3), and into windows with one gap of 1 to 128 tokens, for the curve by length. All systems
+predict the same tokens; stories and documents are resampled for the intervals. *Free length + END* adds the cost of ending
+the gap. *Right side: another's* and *none* use given lengths: the increase in perplexity shows what the content and the
+presence of the right context are worth.
 """
 
-import argparse
-import json
-import re
-from pathlib import Path
-
 import numpy as np
-from tqdm.auto import tqdm
 
-from magnet_train.data.reading import load_texts
-from magnet_train.data.sentences import split_sentences
+from magnet_train.fim import fim_markers, fim_row
 from modeling_magnet.encoding_magnet import start_ids, text_ids
 
-from .infilling import (
-    GapExample,
-    Perplexity,
-    infill_perplexity,
-    sentence_gaps,
-    with_right,
-    with_the_right_of_another,
-    without_right,
-)
-from .stories import layouts_of, load, read_cloze, read_stories
+from .data import DOCUMENTS, STORIES, WIKITEXT, Settings, files, name_of, passages, read_documents, read_stories
+from .figures import Figure
+from .scoring import GapExample, free_offset, perplexity_figure, sentence_gaps, span_costs, whole_texts
+from .systems import System
 
-PASSAGE_WORDS = 120
+FILES = (*STORIES, *WIKITEXT, *DOCUMENTS)
+KINDS = ("magnet", "base", "causal", "fim", "llm2vec")
+COMPARED = ("given length", "free length + END")
 SPANS, SHORTEST, LONGEST = 3, 8, 32
+LENGTHS = ((1, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))
+AROUND, WINDOWS = 128, 50  # tokens around a gap of the curve, and gaps of each length
+PAPER = {
+    "Llama-2-7B, left to right": {"ROC: perplexity": 13.93, "Wikitext: perplexity": 22.04},
+    "MAGNET, given length": {"ROC: perplexity": 9.52, "Wikitext: perplexity": 15.46},
+}
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
+def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
+    """Figures in every layout that the system supports."""
+    model, tokenizer, found, left_out = system.model, system.tokenizer, [], {}
+    for path in files(settings.data, FILES):
+        data = name_of(path)
+        if path.name in STORIES:
+            stories = [story["sentences"] for story in read_stories(path, settings.limit)]
+            texts = [" ".join(story) for story in stories]
+            examples = sentence_gaps(stories, model.config, tokenizer, every=not settings.fast)
+        else:
+            texts = read_documents(path, settings.limit)
+            examples = document_gaps(texts, model.config, tokenizer, per_document=5 if path.name in WIKITEXT else 2)
+            found += by_length(system, data, texts, settings)
+            texts = [passage for text in texts for passage in passages(text)[:1]]
+        kept = [example for example in examples if fits(example, system)]
+        if not kept:
+            raise ValueError(f"{path}: none of {len(examples)} gaps fits into the positions of {system.name}.")
+        if len(kept) < len(examples):
+            left_out[f"{data}: gaps too long for {system.name}"] = len(examples) - len(kept)
+        found += layouts(system, data, kept, settings.batch_size)
+        whole = whole_texts(texts, model.config, tokenizer)
+        nats = span_costs(model, whole, "causal", settings.batch_size)
+        found.append(
+            perplexity_figure(data, nats, whole, "whole texts", measure="perplexity of whole texts, causal mode")
+        )
+    return found, left_out
 
 
-def read_wikitext(path: str | Path) -> list[str]:
-    """The articles of a raw Wikitext file as running text: detokenized, without headings."""
-    articles = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        if re.fullmatch(r" = [^=].* = ", line):
-            articles.append("")
-        elif articles and line.strip() and not line.startswith(" ="):
-            articles[-1] = f"{articles[-1]} {detokenized(line)}".strip()
-    return [article for article in articles if article]
+def layouts(
+    system: System, data: str, examples: list[GapExample], batch_size: int, measure="perplexity"
+) -> list[Figure]:
+    """The same gaps in every layout of a system, and for MAGNET with other right contexts."""
+
+    def figure(rows, layout, way, what=measure):
+        nats = span_costs(system.model, rows, layout, batch_size, show_progress_bar=True)
+        return perplexity_figure(data, nats, rows, way, measure=what)
+
+    if system.kind == "fim":
+        single = [example for example in examples if len(example.spans) == 1]
+        return fim_figures(system, data, single, batch_size, measure) if single == examples else []
+    found = [figure(examples, "causal", "left to right")]
+    if not system.fills_gaps:
+        return found
+    found.insert(0, figure(examples, "exact", "given length"))
+    if system.ends_gaps:
+        found.insert(1, figure(examples, "free", "free length + END"))
+    two_sided = with_right(examples)
+    if measure == "perplexity" and len({example.story for example in two_sided}) > 1:
+        rights = {
+            "own": two_sided,
+            "another's": with_the_right_of_another(two_sided),
+            "none": without_right(two_sided),
+        }
+        found += [figure(rows, "exact", way, "perplexity, right side") for way, rows in rights.items()]
+    return found
 
 
-def detokenized(line: str) -> str:
-    """
-    A line of Wikitext as people write it.
-
-    >>> detokenized(' The crab ( Homarus ) weighs 0 @.@ 7 – 2 @,@ 000 kg ; it \\'s " blue " , well @-@ known . ')
-    'The crab (Homarus) weighs 0.7 – 2,000 kg; it\\'s "blue", well-known.'
-    """
-    line = re.sub(r" @([-,.])@ ", r"\1", line.strip())
-    line = re.sub(
-        r' " ([^"]*?) " ?', r' "\1" ', f" {line} "
-    ).strip()  # quotation marks attach to the text between them
-    line = re.sub(r" ([,.;:!?%)\]}])", r"\1", line)
-    line = re.sub(r"([(\[{$£€]) ", r"\1", line)
-    line = re.sub(r" (n't|'(?:s|re|ve|ll|m|d))\b", r"\1", line)
-    return re.sub(r"(?<=s) ' (?=\w)", "' ", line)
+def fim_figures(system: System, data: str, examples: list[GapExample], batch_size: int, measure: str) -> list[Figure]:
+    """Perplexity in fill-in-the-middle order, PSM and SPM, without and with the cost of the end token."""
+    found = []
+    for order in ("PSM", "SPM"):
+        for end in (False, True):
+            rows = [fim_example(each, system, order == "SPM", end) for each in examples]
+            nats = span_costs(system.model, rows, "causal", batch_size, show_progress_bar=True)
+            way = f"{order}, free length" + " + END" * end
+            found.append(perplexity_figure(data, nats, examples, way, measure=measure))  # END adds cost, not tokens
+    return found
 
 
-def passages(document: str, words: int = PASSAGE_WORDS) -> list[str]:
-    """Consecutive passages of whole sentences; those under half or over twice `words`, such as lists, are dropped."""
-    found, current = [], ""
-    for sentence in split_sentences(document):
-        current += sentence
-        if len(current.split()) >= words:
-            found.append(current.strip())
-            current = ""
-    return [text for text in [*found, current.strip()] if words // 2 <= len(text.split()) <= 2 * words]
+def fim_example(example: GapExample, system: System, spm: bool, end: bool, middle: bool = True) -> GapExample:
+    """A gap in fill-in-the-middle order; the missing tokens (and the end) are the span."""
+    opening, tokenizer = start_ids(system.model.config, system.tokenizer), system.tokenizer
+    parts = example.left[len(opening) :], example.middle if middle else [], example.right
+    row, start = fim_row(*parts, fim_markers(tokenizer), next(iter(opening), None), tokenizer.eos_token_id, spm)
+    return GapExample(row.tolist(), [(start, len(parts[1]) + end)], example.story)
+
+
+def fits(example: GapExample, system: System) -> bool:
+    """Whether it fits into the model's positions in every layout."""
+    config, lengths = system.model.config, [length for _, length in example.spans]
+    offsets = config.infill_free_offsets if system.ends_gaps else []
+    if offsets and max(lengths) > max(offsets):
+        return False
+    extra = sum(free_offset(config, length) - length for length in lengths) if offsets else 0
+    return len(example.ids) + extra <= config.max_position_embeddings
+
+
+# ---------------------------------------------------------------------------------------------------------- documents
 
 
 def document_gaps(documents: list[str], config, tokenizer, per_document: int = 2, seed: int = 0) -> list[GapExample]:
@@ -84,10 +124,10 @@ def document_gaps(documents: list[str], config, tokenizer, per_document: int = 2
     Passages with up to three spans of 8 to 32 tokens, separated by at least one token.
 
     Args:
-        documents (`list[str]`): Each is a unit of resampling.
+        documents (`list[str]`): The units of resampling.
         config, tokenizer: As in [`sentence_gaps`].
         per_document (`int`, *optional*, defaults to 2): Passages per document, spread over it.
-        seed (`int`, *optional*, defaults to 0): For the spans.
+        seed (`int`, *optional*, defaults to 0): Seed of the spans.
     """
     rng, opening, examples = np.random.default_rng(seed), start_ids(config, tokenizer), []
     for number, document in enumerate(documents):
@@ -95,7 +135,7 @@ def document_gaps(documents: list[str], config, tokenizer, per_document: int = 2
         for place in np.unique(np.linspace(0, len(cut) - 1, per_document).astype(int)) if cut else ():
             ids = opening + text_ids(cut[place], tokenizer)
             spans, position = [], len(opening) + 1
-            for left in range(SPANS, 0, -1):  # each in its own part of the rest
+            for left in range(SPANS, 0, -1):  # each in its share of the remaining tokens
                 length = int(rng.integers(SHORTEST, LONGEST + 1))
                 room = (len(ids) - position) // left - length - 1
                 if room < 1:
@@ -108,92 +148,50 @@ def document_gaps(documents: list[str], config, tokenizer, per_document: int = 2
     return examples
 
 
-# ----------------------------------------------------------------------------------------------------------- measuring
-
-
-def measure(model, sets: dict[str, list[GapExample]], batch_size: int = 16) -> dict[str, dict[str, Perplexity]]:
-    """For each set, the perplexity in each layout the model supports, and of the trivial rivals."""
-    found = {}
-    for name, examples in sets.items():
-        row = {layout: infill_perplexity(model, examples, layout, batch_size) for layout in layouts_of(model)}
-        if "exact" in row and (two_sided := with_right(examples)):
-            rivals = {
-                "own": two_sided,
-                "another's": with_the_right_of_another(two_sided),
-                "none": without_right(two_sided),
-            }
-            row |= {
-                f"right: {key}": infill_perplexity(model, each, "exact", batch_size) for key, each in rivals.items()
-            }
-        found[name] = row
+def by_length(system: System, data: str, texts: list[str], settings: Settings) -> list[Figure]:
+    """One gap in the middle of a window, for each range of lengths that fits the model."""
+    opening, found = start_ids(system.model.config, system.tokenizer), []
+    documents = [text_ids(text, system.tokenizer) for text in texts]
+    for shortest, longest in LENGTHS:
+        room = AROUND + longest
+        count = min(WINDOWS, settings.limit or WINDOWS)
+        examples = windows(documents, opening, (shortest, longest), count, room)
+        examples = [example for example in examples if fits(example, system)]
+        if len(examples) > 1:
+            measure = f"perplexity of gaps of {shortest} to {longest} tokens"
+            found += layouts(system, data, examples, settings.batch_size, measure)
     return found
 
 
-def report(measured: dict[str, dict[str, dict[str, Perplexity]]], model: str) -> dict:
-    """Values with intervals; for `model` also the ratios to every system's left-to-right value on the same gaps."""
-    result = {}
-    for name in measured[model]:
-        rows, ratios = {}, {}
-        for system, sets in measured.items():
-            rows[system] = {layout: _rounded(each.value, *each.interval()) for layout, each in sets[name].items()}
-            for layout in ("exact", "free"):
-                if layout in measured[model][name]:
-                    ratios[f"{layout} / {system}"] = _ratio(measured[model][name][layout], sets[name]["causal"])
-        ours = measured[model][name]
-        for rival in ("another's", "none"):
-            if f"right: {rival}" in ours:
-                ratios[f"own / {rival}"] = _ratio(ours["right: own"], ours[f"right: {rival}"])
-        tokens = ours["causal"].tokens
-        result[name] = {"gaps": len(tokens), "tokens": int(tokens.sum()), "perplexity": rows, "ratios": ratios}
-    return result
+def windows(documents: list[list[int]], opening: list[int], lengths: tuple[int, int], count: int, room: int):
+    """`count` gaps of a range of lengths, each in the middle of a window of `room` tokens of a document."""
+    rng, long, examples = np.random.default_rng(lengths), [ids for ids in documents if len(ids) > room], []
+    for number in range(count if long else 0):
+        ids, length = long[number % len(long)], int(rng.integers(lengths[0], lengths[1] + 1))
+        first = int(rng.integers(0, len(ids) - room + 1))
+        window = opening + ids[first : first + room - len(opening)]
+        examples.append(GapExample(window, [((room - length) // 2, length)], number))
+    return examples
 
 
-def _ratio(one: Perplexity, other: Perplexity) -> list[float]:
-    return _rounded(one.value / other.value, *one.ratio_interval(other), digits=3)
+# --------------------------------------------------------------------------------------------------- trivial baselines
 
 
-def _rounded(*values: float, digits: int = 2) -> list[float]:
-    return [round(value, digits) for value in values]
+def with_the_right_of_another(examples: list[GapExample]) -> list[GapExample]:
+    """Each gap with the right context of the next story's gap: the extra cost is what its own is worth."""
+    found = []
+    for number, example in enumerate(examples):
+        others = (examples[(number + n) % len(examples)] for n in range(1, len(examples)))
+        other = next(each for each in others if each.story != example.story and each.right)
+        found.append(GapExample(example.left + example.middle + other.right, example.spans, example.story))
+    return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a MAGNET checkpoint")
-    parser.add_argument("--baseline", nargs="*", default=[], help="bases and controls, read from left to right")
-    parser.add_argument("--stories", help="JSONL with a list of sentences a row")
-    parser.add_argument("--cloze", help="Story Cloze file (tab-separated)")
-    parser.add_argument("--wikitext", help="a raw Wikitext file; it is detokenised")
-    parser.add_argument("--documents", help=".txt or .txt.gz, one document a line")
-    parser.add_argument("--skip", type=int, default=0, help="documents at the beginning that were trained on")
-    parser.add_argument("--limit", type=int, help="the first stories, and as many documents")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--output", help="JSON to write")
-    args = parser.parse_args()
-    measured, sets = {}, None
-    for path in tqdm([args.model, *args.baseline], desc="systems"):
-        model, tokenizer = load(path)
-        sets = read_sets(args, model.config, tokenizer) if sets is None else sets
-        measured[Path(path).name] = measure(model, sets, args.batch_size)
-    found = report(measured, Path(args.model).name)
-    print(json.dumps(found, indent=1))
-    if args.output:
-        Path(args.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+def without_right(examples: list[GapExample]) -> list[GapExample]:
+    """Each gap at the end of its text."""
+    return [GapExample(example.left + example.middle, example.spans, example.story) for example in examples]
 
 
-def read_sets(args, config, tokenizer) -> dict[str, list[GapExample]]:
-    sets = {}
-    if args.stories:
-        stories = [row["sentences"] for row in read_stories(args.stories)][: args.limit]
-        sets[Path(args.stories).parent.name or "stories"] = sentence_gaps(stories, config, tokenizer)
-    if args.cloze:
-        sets["ROC"] = sentence_gaps(read_cloze(args.cloze)[: args.limit], config, tokenizer)
-    if args.wikitext:
-        sets["Wikitext"] = document_gaps(read_wikitext(args.wikitext)[: args.limit], config, tokenizer, per_document=5)
-    if args.documents:
-        documents = [document.text for document in load_texts(args.documents, "text")][args.skip :]
-        sets["documents"] = document_gaps(documents[: args.limit], config, tokenizer)
-    return sets
-
-
-if __name__ == "__main__":
-    main()
+def with_right(examples: list[GapExample]) -> list[GapExample]:
+    """Examples with one gap and text after it."""
+    return [example for example in examples if len(example.spans) == 1 and example.right]

@@ -23,7 +23,8 @@ from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, Mul
 from sentence_transformers.training_args import BatchSamplers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from magnet_eval.embedding import read_graded_pairs, sts_spearman
+from magnet_eval.sts import read_graded_pairs
+from magnet_eval.sts import spearman as sts_spearman
 from magnet_hub.save import save_checkpoint
 
 ASSETS = Path(__file__).parent / "assets"

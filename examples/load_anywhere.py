@@ -10,7 +10,7 @@ import json
 import sys
 
 OURS = ("modeling_magnet", "configuration_magnet")
-OURS += ("magnet_hub", "magnet_train", "magnet_eval", "magnet_cli", "magnet_check")
+OURS += ("magnet_hub", "magnet_train", "magnet_eval", "magnet_cli")
 TEXTS = ["The boy put on his boots because it was raining.", "As it was raining, the boy pulled his boots on."]
 GAPPED = "Mina slid a tray of rolls into her oven. <|gap|> She wrapped the rolls in foil."
 

@@ -13,17 +13,16 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from magnet_hub.card import write_model_card
-from magnet_hub.origin import Origin, read_origin
-from magnet_hub.results import Measured, write_eval_results
+from magnet_hub.eval_results import Measured, write_eval_results
 from magnet_hub.sentence_transformer import write_sentence_transformer_files
-from magnet_train.settings.provenance import CONFIGURATION, ConfigurationCallback
-from magnet_train.settings.recipes import parse_with_sources
+from magnet_hub.training_summary import TrainingSummary, read_training_summary
+from magnet_train.settings.recipes import CONFIGURATION, configuration, parse
 from modeling_magnet import MagnetLlamaConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "assets" / "magnet-tiny"
 DATA = "everyday-stories"
-COMMAND = f"python -m magnet_eval.stories --model examples/assets/magnet-tiny --stories examples/assets/{DATA}"
+COMMAND = "magnet evaluate infill sts --model examples/assets/magnet-tiny --data examples/assets --out report"
 FIGURES = {  # key of docs/measured/stories.jsonl -> task of the Hub, task, metric, measure
     "infill_exact": ("text-generation", "Infilling", "perplexity", "perplexity of the missing sentence, given length"),
     "infill_free": ("text-generation", "Infilling", "perplexity", "perplexity of the missing sentence and its end"),
@@ -34,13 +33,13 @@ FIGURES = {  # key of docs/measured/stories.jsonl -> task of the Hub, task, metr
 }
 
 
-def origin() -> Origin:
+def origin() -> TrainingSummary:
     """The records of a run of the recipe; the run itself was too large to ship."""
-    *arguments, sources = parse_with_sources(["--config", "magnet_tiny"])
+    settings = configuration(parse(["--config", "magnet_tiny"]))
     with tempfile.TemporaryDirectory() as run:
-        (Path(run) / CONFIGURATION).write_text(ConfigurationCallback(arguments, sources).text, encoding="utf-8")
+        (Path(run) / CONFIGURATION).write_text(settings, encoding="utf-8")
         shutil.copyfile(ROOT / "docs" / "magnet-tiny" / "train_log.jsonl", Path(run) / "train_log.jsonl")
-        return read_origin(run)
+        return read_training_summary(run)
 
 
 def measured() -> list[Measured]:
@@ -61,7 +60,7 @@ def main() -> None:
     config = MagnetLlamaConfig.from_pretrained(FOLDER)
     write_sentence_transformer_files(config, AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=False), FOLDER)
     write_eval_results(FOLDER, measured())
-    write_model_card(config, FOLDER, origin=origin())
+    write_model_card(config, FOLDER, summary=origin())
 
 
 if __name__ == "__main__":

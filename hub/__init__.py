@@ -1,1 +1,3 @@
-"""Saving a checkpoint with its code and card, exporting its five forms, pushing. Imported as `magnet_hub`."""
+"""Saving, exporting and pushing checkpoints. Imported as `magnet_hub`."""
+
+FORMS = ("magnet", "merged", "encoder", "generator", "adapter")

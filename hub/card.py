@@ -1,4 +1,4 @@
-"""The README.md of a checkpoint: metadata for the Hub, runnable snippets, its origin, the code that loading runs."""
+"""The model card (README.md): fills `card_template.md`, lists and checks code hashes, detects edits."""
 
 import hashlib
 import json
@@ -12,41 +12,45 @@ from transformers import AutoConfig
 
 from modeling_magnet import MagnetFields
 
-from .card_texts import FORMS, LIMITS, PAPER, PINNING
-from .origin import Origin, read_origin
-from .results import Measured, read_eval_results
+from . import FORMS
+from .eval_results import read_eval_results
+from .training_summary import TrainingSummary, read_training_summary
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+TEMPLATE = Path(__file__).with_name("card_template.md")
 MARK = re.compile(r"<!-- magnet card: form=(\w+) repo_id=(\S*) sha256=([0-9a-f]{64})[^>]*-->\s*$")
+NOTE = "a card that was edited no longer has this hash, and magnet push leaves it alone"
 CODE = "## Code that loading runs"
 CODE_ROW = re.compile(r"^\| `([\w.]+)` \| `([0-9a-f]{64})` \|$", flags=re.MULTILINE)
-CODE_ROWS = re.compile(rf"(?:{CODE_ROW.pattern}\n)+", flags=re.MULTILINE)
-NOTE = "a card that was edited no longer has this hash, and magnet push leaves it alone"
-ROUNDED_NOTE = (
-    "vectors differ from the checkpoint's by up to about a hundredth; exported without `--dtype` they do not"
-)
-LIBRARIES = ("transformers", "torch", "peft", "sentence-transformers", "safetensors", "huggingface_hub")
+TAGS = {
+    "encoder": ["sentence-transformers", "sentence-similarity", "feature-extraction", "dense"],
+    "generator": ["text-generation"],
+    "adapter": ["lora", "text-infilling", "feature-extraction", "custom_code"],
+}
+ALL_MODES = ["text-infilling", "feature-extraction", "sentence-transformers", "custom_code"]
+LIBRARIES = {"encoder": "sentence-transformers", "adapter": "peft"}
+VERSIONS = ("transformers", "torch", "peft", "sentence-transformers", "safetensors", "huggingface_hub")
 
 
 def write_model_card(
     config,
     folder: str | Path,
     form: str = "magnet",
-    origin: Origin | None = None,
+    summary: TrainingSummary | None = None,
     repo_id: str | None = None,
 ) -> None:
     """
     Writes `README.md` into a checkpoint's folder, replacing any existing one.
 
     Args:
-        config ([`PreTrainedConfig`]): The checkpoint's; for an adapter, its base's.
+        config ([`PreTrainedConfig`], *optional*): The checkpoint's; `None` for an adapter.
         folder (`str` or `Path`): Complete except for the card: code files are hashed, `eval_results.json` is read.
         form (`str`, *optional*, defaults to `"magnet"`):
             `"magnet"`, `"merged"`, `"encoder"`, `"generator"` or `"adapter"`.
-        origin ([`Origin`], *optional*):
-            Where it comes from: `read_origin(output_dir)` for a run, `checkpoint_origin(folder)` for an exported
+        summary ([`TrainingSummary`], *optional*):
+            How it was trained: `read_training_summary(output_dir)` for a run, `checkpoint_summary(folder)` for an exported
             checkpoint; by default read from `folder` itself.
         repo_id (`str`, *optional*): Its name on the Hub, for the snippets.
 
@@ -56,12 +60,34 @@ def write_model_card(
     if form not in FORMS:
         raise ValueError(f"form={form!r}: must be one of {', '.join(FORMS)}.")
     folder = Path(folder)
-    origin = checkpoint_origin(folder) if origin is None else origin
-    card = ModelCard(f"---\nlibrary_name: {FORMS[form].library}\n---\n")  # parsed once, to get both parts
+    summary = checkpoint_summary(folder) if summary is None else summary
     measured = read_eval_results(folder)
-    card.data = _metadata(form, origin, measured, repo_id)
-    card.text = _body(config, folder, form, origin, measured, repo_id)
-    _write_marked(folder, str(card).rstrip("\n") + "\n", form, repo_id)
+    relation = "adapter" if form == "adapter" else "finetune"
+    metadata = ModelCardData(
+        library_name=LIBRARIES.get(form, "transformers"),
+        pipeline_tag="sentence-similarity" if form == "encoder" else "text-generation",
+        tags=["magnet", *TAGS.get(form, ALL_MODES)],
+        base_model_relation=relation if summary.metadata.get("base_model") else None,
+        model_name=(repo_id or "MAGNET").split("/")[-1] if measured else None,
+        eval_results=[each.as_eval_result() for each in measured] or None,
+        **summary.metadata,
+    )
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        form=form,
+        config=config,
+        summary=summary,
+        measured=measured,
+        name=repo_id or "path/or/hub-id",
+        ends_gaps=getattr(config, "infill_end_token_id", None) is not None,
+        adapter=_adapter(config, folder),
+        pooling=_json(folder / "1_Pooling" / "config.json").get("pooling_mode"),
+        prompts=_json(folder / "config_sentence_transformers.json").get("prompts"),
+        code=_code(folder),
+        versions={library: version(library) for library in VERSIONS},
+    )
+    _write(folder, re.sub(r"\n{3,}", "\n\n", str(card)).rstrip("\n") + "\n", form, repo_id)
 
 
 def refresh_model_card(folder: str | Path, repo_id: str | None = None) -> bool:
@@ -75,31 +101,32 @@ def refresh_model_card(folder: str | Path, repo_id: str | None = None) -> bool:
 
     Returns:
         `bool`: `False` if the card was written or edited by hand. Then it is not changed.
+
+    Raises:
+        `ValueError` if the card does not match the checkpoint's code: a new one would vouch for it.
     """
-    folder, config = Path(folder), _config(Path(folder))
-    check_code(folder)  # otherwise the new card would vouch for changed code
-    if not is_generated(folder) and (folder / CARD).is_file():
-        logger.warning("%s was edited by hand and stays as it is.", CARD)
+    folder = Path(folder)
+    check_code(folder)
+    mark = _mark(folder)
+    if mark is None and (folder / CARD).is_file():
+        logger.warning("%s was edited by hand and is not changed.", CARD)
         return False
-    form, named = form_and_name(folder)
+    has_config = (folder / "config.json").is_file()  # an adapter has none
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if has_config else None
+    form, named = (_form(config), None) if mark is None else mark
     write_model_card(config, folder, form, repo_id=repo_id or named)
     return True
 
 
-def form_and_name(folder: Path) -> tuple[str, str | None]:
-    """A checkpoint's form and its name on the Hub: from its card, if it was written here, otherwise from its files."""
-    mark = _mark(folder)
-    return (_form(_config(folder), folder), None) if mark is None else (mark[1], mark[2] or None)
-
-
 def copy_card(source: Path, folder: Path) -> None:
-    """Copies a checkpoint's card, edited or not, to a folder where it has other code, and lists that code."""
-    text = (source / CARD).read_text(encoding="utf-8")
-    restated = CODE_ROWS.sub(lambda _: _code_rows(folder), text, count=1)
-    if is_generated(source):
-        _write_marked(folder, MARK.sub("", restated), *form_and_name(source))
+    """Copies a checkpoint's card, edited or not, to a folder with other code, and lists that code."""
+    text, mark = (source / CARD).read_text(encoding="utf-8"), _mark(source)
+    rows = "\n".join(f"| `{name}` | `{sha256}` |" for name, sha256 in _code(folder).items())
+    text = re.sub(rf"(?:{CODE_ROW.pattern}\n?)+", f"{rows}\n", text, count=1, flags=re.MULTILINE)
+    if mark is None:
+        (folder / CARD).write_text(text, encoding="utf-8")
     else:
-        (folder / CARD).write_text(restated, encoding="utf-8")
+        _write(folder, MARK.sub("", text), *mark)
 
 
 def check_code(folder: str | Path) -> None:
@@ -109,204 +136,61 @@ def check_code(folder: str | Path) -> None:
     if CODE not in text:
         return
     stated = dict(CODE_ROW.findall(text.partition(CODE)[2]))
-    for path in sorted(Path(folder).glob("*_magnet.py")):
-        if stated.get(path.name) != _file_sha256(path):
+    for name, sha256 in _code(Path(folder)).items():
+        if stated.get(name) != sha256:
             raise ValueError(
-                f"{path.name}: is not the file whose SHA-256 stands in {CARD}. Export the checkpoint with form='magnet' (--form "
-                f"magnet), which writes every file anew; or, if the change is yours, delete {CARD}, and a new one is written."
+                f"{name}: does not match its SHA-256 in {CARD}. Export the checkpoint with form='magnet' (--form magnet), "
+                f"which rewrites every file; or, if the change is yours, delete {CARD} to have it rewritten."
             )
 
 
 def is_generated(folder: str | Path) -> bool:
-    """Whether the folder's card is exactly as it was written here."""
+    """Whether the folder's card was generated and not edited since."""
     return _mark(Path(folder)) is not None
 
 
-def checkpoint_origin(folder: str | Path) -> Origin:
-    """Where a checkpoint comes from: its card, if it was written here, and the settings of its run."""
+def checkpoint_summary(folder: str | Path) -> TrainingSummary:
+    """How a checkpoint was trained: from its card, if it was generated, and the settings of its run."""
     folder = Path(folder)
-    card = ModelCard.load(folder / CARD, ignore_metadata_errors=True) if is_generated(folder) else None
-    return read_origin(folder, card)
+    known = ModelCard.load(folder / CARD).data.to_dict() if is_generated(folder) else None
+    return read_training_summary(folder, known)
 
 
-def _write_marked(folder: Path, text: str, form: str, repo_id: str | None) -> None:
-    mark = f"<!-- magnet card: form={form} repo_id={repo_id or ''} sha256={_sha256(text)}; {NOTE} -->\n"
+def _write(folder: Path, text: str, form: str, repo_id: str | None) -> None:
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    mark = f"<!-- magnet card: form={form} repo_id={repo_id or ''} sha256={sha256}; {NOTE} -->\n"
     (folder / CARD).write_text(text + mark, encoding="utf-8")
 
 
-def _mark(folder: Path) -> re.Match | None:
-    if not (folder / CARD).is_file():
-        return None
-    text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+def _mark(folder: Path) -> tuple[str, str | None] | None:
+    """Form and Hub name of the card, if it was generated and not edited since."""
+    text = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     match = MARK.search(text)
-    return match if match and _sha256(text[: match.start()]) == match[3] else None
-
-
-def _config(folder: Path):
-    """The configuration in the folder, read by the installed classes; an adapter may have none."""
-    if not (folder / "config.json").is_file():
+    if match is None or hashlib.sha256(text[: match.start()].encode()).hexdigest() != match[3]:
         return None
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return match[1], match[2] or None
 
 
-def _form(config, folder: Path) -> str:
+def _form(config) -> str:
     """The form of a checkpoint without a card."""
-    if (folder / "adapter_config.json").is_file():
+    if config is None:
         return "adapter"
     if isinstance(config, MagnetFields):
         return "merged" if config.adapter is None and config.causal_adapter else "magnet"
     return "generator" if config.architectures[0].endswith("ForCausalLM") else "encoder"
 
 
-# ------------------------------------------------------------------------------------------------------- the metadata
+def _adapter(config, folder: Path) -> dict | None:
+    found = _json(folder / "adapter_config.json")
+    if not found:
+        return getattr(config, "adapter", None)
+    return {"r": found["r"], "alpha": found["lora_alpha"], "target_modules": sorted(found["target_modules"])}
 
 
-def _metadata(form: str, origin: Origin, measured: list[Measured], repo_id: str | None) -> ModelCardData:
-    words = FORMS[form]
-    relation = {"base_model_relation": words.relation} if origin.base_model else {}
-    index = {}
-    if measured:
-        name = (repo_id or "MAGNET").split("/")[-1]
-        index = {"model_name": name, "eval_results": [result.as_eval_result() for result in measured]}
-    return ModelCardData(
-        library_name=words.library,
-        pipeline_tag=words.pipeline,
-        tags=list(words.tags),
-        **origin.metadata,
-        **relation,
-        **index,
-    )
+def _code(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each code file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*_magnet.py"))}
 
 
-# ------------------------------------------------------------------------------------------------------------ the text
-
-
-def _body(config, folder, form, origin, measured, repo_id) -> str:
-    words = FORMS[form]
-    name = repo_id or "path/or/hub-id"
-    stock = f"a stock `{config.architectures[0]}`" if getattr(config, "architectures", None) else "a stock decoder"
-    parts = [
-        f"\n# {words.title}",
-        words.summary.format(paper=PAPER, causal=_causal(config), stock=stock),
-        _licence(origin),
-        "## Use",
-        words.snippet.format(name=name, length="" if _ends_gaps(config) else ", length=8"),
-        "## What is in it",
-        _contents(config, folder, form),
-        "## Intended use and limits",
-        words.limits + LIMITS,
-        "## Training",
-        _training(origin),
-        "## Results",
-        _results(measured),
-        CODE,
-        _code(folder, name),
-        "## Versions",
-        "Written with " + ", ".join(f"{library} {version(library)}" for library in LIBRARIES) + f". {words.needs}",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _causal(config) -> str:
-    if getattr(config, "causal_adapter", False):
-        return "Causal mode is adapted too, as in the paper."
-    return "Causal mode is the base model's, bit for bit."
-
-
-def _ends_gaps(config) -> bool:
-    return getattr(config, "infill_end_token_id", None) is not None
-
-
-def _licence(origin) -> str:
-    if origin.license:
-        return f"Licence: {origin.license_name or origin.license}, that of the base model."
-    return "Licence: that of the base model."
-
-
-def _contents(config, folder, form) -> str:
-    lines = []
-    if config is not None:
-        lines += [f"{config.num_hidden_layers} layers, width {config.hidden_size}, vocabulary {config.vocab_size}"]
-        dtype = str(config.dtype).removeprefix("torch.")
-        lines += [f"at most {config.max_position_embeddings} tokens, loads as {dtype}"]
-        if form in ("merged", "encoder") and dtype in ("bfloat16", "float16"):
-            lines += [f"the adapter was merged in float32 and the result rounded to {dtype}: {ROUNDED_NOTE}"]
-    if (adapter := _adapter(config, folder)) is not None:
-        lines += [f"adapter: LoRA r={adapter['r']}, alpha={adapter['alpha']} on {', '.join(adapter['targets'])}"]
-    if isinstance(config, MagnetFields) and form != "generator":
-        offsets = ", ".join(map(str, config.infill_free_offsets))
-        exact = "gaps of a given length only (`length=`)"
-        lines += [
-            f"gaps of free length, up to {offsets} tokens at a time, or of a given one"
-            if _ends_gaps(config)
-            else exact
-        ]
-    sentences = folder / "config_sentence_transformers.json"
-    if sentences.is_file():
-        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))["pooling_mode"]
-        prompts = json.loads(sentences.read_text(encoding="utf-8"))["prompts"]
-        named = {prompt: [name for name in prompts if prompts[name] == prompt] for prompt in prompts.values()}
-        kinds = "; ".join(
-            f"{', '.join(names)}: " + (f"`{prompt}`" if prompt else "none") for prompt, names in named.items()
-        )
-        lines += [f"sentence vectors: {pooling}, scaled to length 1; prompts: {kinds}"]
-    return "\n".join(f"* {line}" for line in lines)
-
-
-def _adapter(config, folder) -> dict | None:
-    path = folder / "adapter_config.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {"r": found["r"], "alpha": found["lora_alpha"], "targets": sorted(found["target_modules"])}
-    adapter = getattr(config, "adapter", None)
-    return adapter and {"r": adapter["r"], "alpha": adapter["alpha"], "targets": adapter["target_modules"]}
-
-
-def _training(origin) -> str:
-    if origin.base_model:
-        base = f"Base: [{origin.base_model}](https://huggingface.co/{origin.base_model})."
-    else:
-        base = "Base: a model that is not named here."
-    if not origin.settings:
-        return base
-    data = "; ".join(f"{what}: `{name}`" for what, name in origin.data.items())
-    rows = [f"| {name} | {value} |" for name, value in origin.settings.items()]
-    text = f"{base} Trained with `magnet train`. {data[:1].upper() + data[1:]}.\n\n"
-    text += "\n".join(["| setting | value |", "|---|---|", *rows])
-    if origin.log:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in origin.log.items())
-        text += f"\n\nAt the end of the log: {figures}."
-    return text
-
-
-def _results(measured) -> str:
-    if not measured:
-        return "Not measured. `magnet evaluate` writes its figures here."
-    rows = [
-        f"| {each.task_name or each.task_type} | {each.dataset_name} | {each.metric_name or each.metric} | {each.shown} |"
-        for each in measured
-    ]
-    text = "\n".join(["| task | data | measure | value (95 % interval) |", "|---|---|---|---|", *rows])
-    commands = list(dict.fromkeys(each.command for each in measured if each.command))
-    if commands:
-        text += "\n\n```bash\n" + "\n".join(commands) + "\n```"
-    return text
-
-
-def _code(folder, name) -> str:
-    rows = _code_rows(folder)
-    if not rows:
-        return "None: there is no Python file here, and `trust_remote_code` is not needed."
-    return PINNING.format(name=name) + "\n\n| file | sha256 |\n|---|---|\n" + rows.rstrip("\n")
-
-
-def _code_rows(folder: Path) -> str:
-    return "".join(f"| `{path.name}` | `{_file_sha256(path)}` |\n" for path in sorted(folder.glob("*_magnet.py")))
-
-
-def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -3,8 +3,8 @@ Converts a checkpoint of MAGNET 0.1.0, which kept its adapter in PEFT layers, to
 
     python -m magnet_hub.convert OLD NEW
 
-Tensors keep their values and get their new names, the code files are the installed ones; settings, tokenizer and
-evaluation results are copied. OLD is not changed.
+Tensors keep their values and get new names, code files are the installed ones; settings, tokenizer and evaluation
+results are copied. OLD is not changed.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoTokenizer
 import modeling_magnet
 
 from .card import CARD, copy_card
-from .origin import CONFIGURATION, LOG
+from .eval_results import EVAL_RESULTS, read_eval_results, write_eval_results
 from .push import files_to_push
-from .results import EVAL_RESULTS, read_eval_results, write_eval_results
 from .save import check_output_dir, unfinished_folder
 from .sentence_transformer import write_sentence_transformer_files
+from .training_summary import CONFIGURATION, LOG
 from .trust import check_source
 
 NAMES = {".base_layer.": ".", ".lora_A.magnet.weight": "_lora.A", ".lora_B.magnet.weight": "_lora.B"}
@@ -37,7 +37,7 @@ def convert_checkpoint(old: str | Path, new: str | Path) -> None:
         new (`str` or `Path`): A folder that does not exist yet, or is empty.
 
     Raises:
-        `ValueError` if `new` is not empty, or the tensors are not those of the configuration.
+        `ValueError` if `new` is not empty, or the tensors do not match the configuration.
     """
     old, new = Path(old), Path(new)
     check_output_dir(new)
@@ -77,8 +77,8 @@ def renamed(key: str) -> str:
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("old", help="the folder of the checkpoint")
-    parser.add_argument("new", help="a folder that does not exist yet, or is empty")
+    parser.add_argument("old", help="checkpoint folder")
+    parser.add_argument("new", help="new or empty folder")
     folders = parser.parse_args(args)
     convert_checkpoint(folders.old, folders.new)
     print(f"written: {folders.new}")

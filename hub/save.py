@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from .card import write_model_card
-from .origin import read_origin
 from .sentence_transformer import write_sentence_transformer_files
+from .training_summary import read_training_summary
 
 UNFINISHED = ".unfinished"
 
@@ -33,7 +33,7 @@ def save_checkpoint(model, tokenizer, folder: str | Path, state_dict: dict | Non
         model.save_pretrained(unfinished, state_dict=state_dict)
         tokenizer.save_pretrained(unfinished)
         write_sentence_transformer_files(model.config, tokenizer, unfinished)
-        write_model_card(model.config, unfinished, origin=read_origin(folder))
+        write_model_card(model.config, unfinished, summary=read_training_summary(folder))
         _move_files(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -19,8 +19,11 @@ INSTRUCTIONS = {
     "MedrxivClusteringS2S": "Identify the main category of Medrxiv papers based on the titles",
 }
 DEFAULT = "document"  # mteb would take a custom name for an unknown task
-MODULES = ("base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling")
-MODULES += ("base.modules.normalize.Normalize",)
+MODULES = {  # by folder
+    "": "base.modules.transformer.Transformer",
+    "1_Pooling": "sentence_transformer.modules.pooling.Pooling",
+    "2_Normalize": "base.modules.normalize.Normalize",
+}
 
 
 def prompts_of(config) -> dict[str, str]:
@@ -50,23 +53,58 @@ def write_sentence_transformer_files(config, tokenizer, folder: str | Path) -> N
     Writes `modules.json`, `sentence_bert_config.json`, `config_sentence_transformers.json` and the pooling module.
 
     Args:
-        config ([`MagnetFields`]): Gives pooling, prompt, width and length.
+        config ([`MagnetFields`]): Provides pooling, prompt, width and length.
         tokenizer ([`PreTrainedTokenizerBase`]): Of the checkpoint.
         folder (`str` or `Path`): The checkpoint's folder.
     """
-    paths = ["", "1_Pooling", "2_Normalize"]
-    files = {
+    _write(Path(folder), _files(config, tokenizer))
+
+
+def write_encoder_files(config, tokenizer, folder: Path) -> None:
+    """
+    Turns a saved stock decoder into an encoder. sentence-transformers, vLLM, TEI and llama.cpp read the same few
+    files, each in its own way: the comments below say which reads each key.
+
+    Args:
+        config ([`MagnetFields`]): Of the checkpoint: pooling, prompt, length.
+        tokenizer ([`PreTrainedTokenizerBase`]): Of the checkpoint; it is not changed.
+        folder (`Path`): With `config.json`, the tokenizer and the weights.
+    """
+    files = _files(config, tokenizer)
+    for module in files["modules.json"]:  # older vLLM knows only these names; sentence-transformers reads both
+        module["type"] = f"sentence_transformers.models.{module['type'].rsplit('.')[-1]}"
+    sentences = files["sentence_bert_config.json"]
+    del sentences["config_kwargs"]  # the attention mode, which config.json has
+    sentences |= {"max_seq_length": config.max_position_embeddings, "do_lower_case": False}  # TEI, vLLM
+    mean = config.pooling == "mean"
+    flags = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": mean, "pooling_mode_lasttoken": not mean}
+    files["1_Pooling/config.json"] |= flags  # TEI, older vLLM
+    files["config.json"] = _read(folder / "config.json") | _engine_keys(config)
+    # only sentence-transformers can ask a tokenizer for opening and end tokens: this one adds them by itself
+    settings = opening_and_end(config, tokenizer)
+    type(tokenizer).from_pretrained(folder, **settings).save_pretrained(folder)
+    flags = {name: settings[name] for name in ("add_bos_token", "add_eos_token")}  # llama.cpp
+    # this class uses tokenizer.json as is: a family's own may add other tokens around a text
+    flags["tokenizer_class"] = "PreTrainedTokenizerFast"
+    files["tokenizer_config.json"] = _read(folder / "tokenizer_config.json") | flags
+    _write(folder, files)
+
+
+def _files(config, tokenizer) -> dict[str, dict | list]:
+    """The files that sentence-transformers reads, by name."""
+    processor = opening_and_end(config, tokenizer)
+    processor |= {"split_special_tokens": True, "model_max_length": config.max_position_embeddings}
+    return {
         "modules.json": [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{module}"}
-            for i, (path, module) in enumerate(zip(paths, MODULES))
+            for i, (path, module) in enumerate(MODULES.items())
         ],
         "sentence_bert_config.json": {
             "transformer_task": "feature-extraction",
             "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
             "module_output_name": "token_embeddings",
             "config_kwargs": {"attention_mode": "bidirectional"},
-            "processor_kwargs": opening_and_end(config, tokenizer)
-            | {"split_special_tokens": True, "model_max_length": config.max_position_embeddings},
+            "processor_kwargs": processor,
         },
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
@@ -82,39 +120,6 @@ def write_sentence_transformer_files(config, tokenizer, folder: str | Path) -> N
         },
         "2_Normalize/config.json": {},
     }
-    for name, content in files.items():
-        path = Path(folder) / name
-        path.parent.mkdir(exist_ok=True)
-        _write(path, content)
-
-
-# ------------------------------------------------------------------------------------------------------ the form encoder
-
-
-def write_encoder_files(config, tokenizer, folder: Path) -> None:
-    """
-    Turns a saved stock decoder into an encoder. sentence-transformers, vLLM, TEI and llama.cpp read the same few
-    files, each in its own way and version: the comments below name who reads each key.
-
-    Args:
-        config ([`MagnetFields`]): Of the checkpoint: pooling, prompt, length.
-        tokenizer ([`PreTrainedTokenizerBase`]): Of the checkpoint; it is not changed.
-        folder (`Path`): With `config.json` and the weights.
-    """
-    _write_tokenizer(config, tokenizer, folder)
-    write_sentence_transformer_files(config, tokenizer, folder)
-    _change(folder / "config.json", _engine_keys(config))
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    for module in modules:  # older vLLM knows only these names; sentence-transformers reads both
-        module["type"] = f"sentence_transformers.models.{module['type'].rsplit('.')[-1]}"
-    _write(folder / "modules.json", modules)
-    sentences = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
-    sentences.pop("config_kwargs")  # the attention mode, which config.json has
-    sentences |= {"max_seq_length": config.max_position_embeddings, "do_lower_case": False}  # TEI, vLLM
-    _write(folder / "sentence_bert_config.json", sentences)
-    mean = config.pooling == "mean"
-    pooling = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": mean, "pooling_mode_lasttoken": not mean}
-    _change(folder / "1_Pooling" / "config.json", pooling)  # TEI, older vLLM
 
 
 def _engine_keys(config) -> dict:
@@ -129,19 +134,11 @@ def _engine_keys(config) -> dict:
     return keys | ({"rope_scaling": scaling} if scaling.get("rope_type", "default") != "default" else {})
 
 
-def _write_tokenizer(config, tokenizer, folder: Path) -> None:
-    """A tokenizer that adds opening and end tokens by itself: only sentence-transformers can request them."""
-    settings = opening_and_end(config, tokenizer)
-    tokenizer.save_pretrained(folder)
-    type(tokenizer).from_pretrained(folder, **settings).save_pretrained(folder)
-    flags = {name: settings[name] for name in ("add_bos_token", "add_eos_token")}  # llama.cpp
-    # this class uses tokenizer.json as is: a family's own may add other tokens around a text
-    _change(folder / "tokenizer_config.json", flags | {"tokenizer_class": "PreTrainedTokenizerFast"})
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _change(path: Path, values: dict) -> None:
-    _write(path, json.loads(path.read_text(encoding="utf-8")) | values)
-
-
-def _write(path: Path, content: dict | list) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _write(folder: Path, files: dict[str, dict | list]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

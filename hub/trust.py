@@ -1,4 +1,4 @@
-"""Checks a checkpoint before loading: no links out of its folder, no foreign code, no NaN or infinity."""
+"""Checks a checkpoint before loading: no links out of its folder, no external code, no NaN or infinity."""
 
 import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,11 +11,11 @@ from modeling_magnet.configuration_magnet import KERNELS
 
 def check_source(path: str | Path, revision: str | None = None) -> None:
     """
-    Checks a checkpoint before anything of it is loaded; call this before loading one for a user.
+    Checks a checkpoint before any of it is loaded; call this before loading one for a user.
 
     Args:
         path (`str` or `Path`): A folder or a Hub id. For a Hub id only `config.json` is checked: huggingface_hub keeps
-            whatever its other files name inside its cache.
+            all other files inside its cache.
         revision (`str`, *optional*): Of a Hub id.
 
     Raises:
@@ -34,7 +34,7 @@ def check_source(path: str | Path, revision: str | None = None) -> None:
     if folder.is_dir():
         for entry in sorted(folder.iterdir()):
             if leads_out(entry, folder):
-                raise ValueError(f"{path}: {entry.name} is a link that leads out of the folder. Put the file there.")
+                raise ValueError(f"{path}: {entry.name} is a link out of the folder. Put the file there.")
         for index in sorted(folder.glob("*.index.json")):
             for name in shards(index):
                 if problem := shard_problem(name):
@@ -47,9 +47,7 @@ def check_source(path: str | Path, revision: str | None = None) -> None:
     settings, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     for key in KERNELS:
         if "/" in str(settings.get(key)):
-            raise ValueError(
-                f"{path}: config.json sets {key}={settings[key]!r}, code of elsewhere. Take the line out."
-            )
+            raise ValueError(f"{path}: config.json sets {key}={settings[key]!r}, external code. Remove the line.")
 
 
 def leads_out(entry: Path, folder: Path) -> bool:
@@ -78,12 +76,12 @@ def shard_problem(name: str) -> str | None:
     if ".." in posix.parts or ".." in windows.parts:
         return "outside the folder"
     if len(windows.parts) != 1 or not name.endswith(".safetensors"):
-        return "that is no safetensors file beside it"
+        return "that is not a safetensors file beside it"
     return None
 
 
 def check_finite(model: torch.nn.Module) -> None:
-    """Raises `ValueError` naming a tensor that holds NaN or infinity, since all outputs would be NaN."""
+    """Raises `ValueError` naming a tensor that contains NaN or infinity, since all outputs would be NaN."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{model.name_or_path}: the tensor {name} holds NaN or infinity. The file is damaged.")
+            raise ValueError(f"{model.name_or_path}: the tensor {name} contains NaN or infinity. The file is damaged.")

@@ -77,7 +77,8 @@ def span_logprobs(
     model, ids: list[int], positions: list[int], at: int, tokens: list[int], end: int | None = None
 ) -> tuple[list[float], float | None]:
     """
-    Log-probability of each token of a given fill, and of the end token after it, from one hybrid forward.
+    Log-probability of each token of a given fill, and of the end token after it, from one hybrid forward. The end token
+    is barred as the first one, as in training and in `infill()`.
 
     Args:
         model (`Magnet*ForCausalLM`): Its adapter is active.
@@ -104,5 +105,7 @@ def span_logprobs(
     wanted[:, at - 1 : at - 1 + len(targets)] = True  # each is predicted by the token to its left
     mode = {"attention_mode": "hybrid", "span_ids": spans, "use_cache": False}
     logits = model(row, position_ids=places, **mode, logits_to_keep=wanted).logits  # (T, V)
+    if tokens and model.config.infill_end_token_id is not None:
+        logits[0, model.config.infill_end_token_id] = -torch.inf
     each = token_logprobs(logits, torch.tensor(targets, device=model.device)).tolist()
     return each[: len(tokens)], None if end is None else each[-1]

@@ -41,7 +41,6 @@ class Fault:
     path: str
     status: int | None  # None: the connection is cut
     times: int
-    headers: dict
     body: str
 
 
@@ -67,10 +66,8 @@ class FakeHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def fail(
-        self, method: str, path: str, status: int | None, times: int = 1000, headers=None, body: str = ""
-    ) -> None:
-        self.faults.append(Fault(method, path, status, times, headers or {}, body))
+    def fail(self, method: str, path: str, status: int | None, times: int = 1000, body: str = "") -> None:
+        self.faults.append(Fault(method, path, status, times, body))
 
     def count(self, method: str, path: str) -> int:
         return sum(method == asked and path in where for asked, where in self.requests)
@@ -99,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.close()
                 return
-            return self.answer(fault.status, fault.body.encode(), **fault.headers)
+            return self.answer(fault.status, fault.body.encode())
         for method, pattern, answer in ROUTES:
             if method == self.command and (match := re.fullmatch(pattern, path)):
                 return answer(self, **match.groupdict())
@@ -222,9 +219,11 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif kind == "lfsFile":
                 files[value["path"]] = self.hub.large[value["oid"]]
-        sha = repository.commit(revision, files, message)
+        opens = "create_pr=1" in self.path
+        sha = repository.commit("refs/pr/1" if opens else revision, files, message)
         self.hub.messages.append(message)
-        self.send({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{repo}/commit/{sha}"})
+        answer = {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{repo}/commit/{sha}"}
+        self.send(answer | ({"pullRequestUrl": f"{self.hub.url}/{repo}/discussions/1"} if opens else {}))
 
     # ------------------------------------------------------------------------------------------------- downloading
 

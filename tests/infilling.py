@@ -25,9 +25,9 @@ def token_pieces(texts, tokenizer, start=None) -> list[list[int]]:
 
 
 @torch.no_grad()
-def next_logits(model, pieces, budgets, gap, fill) -> torch.Tensor:
+def next_logits(model, pieces, budgets, gap, fill, may_be_empty=False) -> torch.Tensor:
     """Logits (V,) of the token behind `fill` in gap number `gap`, by one hybrid forward; the other gaps stay open,
-    `budgets[i]` wide."""
+    `budgets[i]` wide. A trained END is barred as the first token unless the fill may be empty."""
     ids, spans, positions, here, start = [], [], [], 0, 0
     for number, piece in enumerate(pieces):
         ids += piece
@@ -43,7 +43,10 @@ def next_logits(model, pieces, budgets, gap, fill) -> torch.Tensor:
             start += budgets[number]
     row, spans, positions = torch.tensor([ids, spans, positions])[:, None]  # (1, L) each
     arguments = {"span_ids": spans, "position_ids": positions, "attention_mode": "hybrid", "use_cache": False}
-    return model(row, **arguments).logits[0, here]
+    logits = model(row, **arguments).logits[0, here]
+    if not fill and not may_be_empty and model.config.infill_end_token_id is not None:
+        logits[model.config.infill_end_token_id] = -torch.inf
+    return logits
 
 
 def naive_fill(model, tokenizer, pieces, budgets, gap, steps, end=None, end_bias=0.0, choose=torch.argmax):
@@ -52,7 +55,7 @@ def naive_fill(model, tokenizer, pieces, budgets, gap, steps, end=None, end_bias
     forbidden = [token for token in tokenizer.all_special_ids if token != end]
     fill, recorded = [], []
     while len(fill) < steps:
-        logits = next_logits(model, pieces, budgets, gap, fill)
+        logits = next_logits(model, pieces, budgets, gap, fill, may_be_empty=True)
         recorded.append(logits)
         scores = logits.clone()
         scores[forbidden] = -torch.inf

@@ -19,5 +19,5 @@ import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 
-server = gr.mount_gradio_app(FastAPI(), app.build(), "/magnet", theme=app.THEME, css=app.CSS, show_error=False)
+server = gr.mount_gradio_app(FastAPI(), app.page, "/magnet", theme=app.THEME, css=app.CSS, show_error=False)
 uvicorn.run(server, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

@@ -13,14 +13,14 @@ from training import VIEW, magnet, make_trainer, texts
 from transformers import AutoTokenizer, TrainerCallback, logging
 
 from magnet_train import run
-from magnet_train.data.dataset import hash_ids
+from magnet_train.data.training_data import hash_ids
 from magnet_train.settings.arguments import DataArguments, ModelArguments, ViewArguments
 
 TOKENIZER = AutoTokenizer.from_pretrained(BASE_MODEL)  # loaded once, in the process from which the others are forked
 tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves behind
 STEPS = 6  # of 4 rows of 12: two epochs; SSCL starts at step 3
 RUN = {"max_steps": STEPS, "learning_rate": 1e-2, "sscl_start_step": 3, "per_device_train_batch_size": 4}
-RUN |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "lr_scheduler_type": "linear"}
+RUN |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "lr_scheduler_type": "linear"}
 
 
 def train(output_dir, callbacks=(), rows=12, model=None, view=VIEW, **settings):

@@ -1,16 +1,18 @@
-"""Recipes and flags of `magnet train`: what they say, which wins, and how a wrong value is named."""
+"""Recipes and flags of `magnet train`: what they say, which wins, how a wrong value is named, and what a run keeps."""
 
+import json
+import pickle
 import re
 import shlex
 
 import pytest
 import torch
+import yaml
 from transformers import Trainer
 
 from magnet_train.run import main
-from magnet_train.settings.arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
-from magnet_train.settings.checks import check_arguments
-from magnet_train.settings.recipes import AUTO, RECIPES, parse, read_recipe, recipe_names
+from magnet_train.settings.arguments import ModelArguments, ViewArguments
+from magnet_train.settings.recipes import AUTO, NAMES, RECIPES, configuration, parse, read_recipe, recipe_names
 
 BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
 WITH_MODEL = ("demo", "magnet_tiny")  # recipes of runs in this repository, which name model and data
@@ -24,6 +26,10 @@ def parse_recipe(name, tmp_path, *flags):
 
 def parse_flags(tmp_path, *flags):
     return parse([*BASE, "--use_cpu", "--output_dir", str(tmp_path), *flags])
+
+
+def values_of(arguments) -> dict:
+    return {key: value for part in arguments for key, value in vars(part).items()}
 
 
 @pytest.fixture
@@ -42,110 +48,17 @@ def recipe(tmp_path):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_parses_and_every_key_arrives(name, tmp_path):
-    parsed = parse_recipe(name, tmp_path)
-    values = {key: value for part in parsed for key, value in vars(part).items()}
-    for key, value in read_recipe(name).items():
-        if value == "auto":
-            assert values[key] in AUTO[key]
-        elif key != "output_dir":
-            assert values[key] == value, key
-
-
-def test_the_recipes_that_there_are():
-    ablations = {f"ablation_{name}" for name in ("mntp", "sscl", "mntp_msg", "sscl_msg")}
-    rivals = {"llm2vec_mntp", "llm2vec", "mtp", "clm_control", "fim_control"}
-    assert set(recipe_names()) == {"paper", "default", "merged", "long_spans", *WITH_MODEL, *rivals, *ablations}
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_recipe_says_what_it_is_and_how_to_run_it(name, tmp_path):
+def test_recipe_says_what_it_is_and_every_key_arrives(name, tmp_path):
+    values, given = values_of(parse_recipe(name, tmp_path)), read_recipe(name)
+    for key, value in given.items():
+        assert values[key] in AUTO[key] if value == "auto" else key == "output_dir" or values[key] == value, key
     head = re.match(r"(# .*\n|#\n)+", (RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))[0]
     command = re.search(r"magnet train((?:.*\\\n#)*[^(\n]*)", head)[1].replace("\\\n#", " ")
-    *_, training = parse([*shlex.split(command), "--use_cpu"])
-    assert f"--config {name} " in f"{command} " and training.max_steps > 0
-
-
-@pytest.mark.parametrize("name", sorted(set(recipe_names()) - set(WITH_MODEL)))
-def test_recipe_names_neither_model_nor_data(name):
-    assert not {"model_name_or_path", "train_file", "pairs_file", "output_dir"} & set(read_recipe(name))
-    with pytest.raises(ValueError, match="arguments are required: --model_name_or_path.*, --train_file"):
-        parse(["--config", name, "--use_cpu"])
-
-
-PAPER = {
-    # LoRA and optimizer
-    "lora_r": 16,
-    "lora_alpha": 32,
-    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "causal_adapter": True,
-    "optim": "adamw_torch",
-    "learning_rate": 3e-5,
-    "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
-    "bf16": True,
-    "dtype": "bfloat16",
-    # batches
-    "per_device_train_batch_size": 32,
-    "max_length": 512,
-    "per_device_pair_batch_size": 64,
-    "pair_max_length": 128,
-    "gradient_accumulation_steps": 1,
-    # loss
-    "max_steps": 4200,
-    "sscl_start_step": 3400,
-    "lambda_mntp": 1.0,
-    "lambda_sscl": 9.0,
-    "lambda_msg": 1.0,
-    "temperature": 0.1,
-    # MNTP
-    "mask_ratio": 0.2,
-    "mask_share": 0.8,
-    "random_share": 0.1,
-    "mask_token": "_",
-    # MSG
-    "max_spans": 2,
-    "span_min": 4,
-    "span_max": 128,
-    "gap_layout": "exact",
-    "vary_length": False,
-    "clean_context_ratio": 0.0,
-    "sentence_span_ratio": 0.0,
-    "all_span_ratio": 0.0,
-    # sentence vectors
-    "pooling": "last_token",
-    "representation_prompt": "Given the sentence, find its representation:",
-}
-PAPER |= {
-    # what the paper leaves open
-    "mask_objective": "mntp",
-    "positives": "column",
-    "sscl_alone": False,
-    "sscl_dropout": 0.0,
-    "lambda_kl": 0.0,
-    "fim_ratio": 0.0,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "projection_head": "none",
-}
-DEFAULT = PAPER | {
-    "causal_adapter": False,
-    "gap_layout": "mixed",
-    "free_offset": 128,
-    "clean_context_ratio": 0.5,
-    "vary_length": True,
-}
-
-
-@pytest.mark.parametrize(("name", "expected"), [("paper", PAPER), ("default", DEFAULT)])
-def test_recipe_has_these_numbers(name, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr("magnet_train.settings.recipes.bf16_is_faster", lambda use_cpu: (True, "as on a GPU"))
-    values = {key: value for part in parse_recipe(name, tmp_path) for key, value in vars(part).items()}
-    for key, value in expected.items():
-        assert values[key] == value, key
+    assert f"--config {name} " in f"{command} " and parse([*shlex.split(command), "--use_cpu"])[3].max_steps > 0
+    if name not in WITH_MODEL:
+        assert not {"model_name_or_path", "train_file", "pairs_file", "output_dir"} & set(given)
+        with pytest.raises(ValueError, match="arguments are required: --model_name_or_path.*, --train_file"):
+            parse(["--config", name, "--use_cpu"])
 
 
 APPENDIX_A = {  # what it says, and what that is here
@@ -177,15 +90,36 @@ APPENDIX_A = {  # what it says, and what that is here
         "lambda_msg": 1.0,
     },
 }
+LEFT_OPEN = {"optim": "adamw_torch", "warmup_steps": 0, "gradient_accumulation_steps": 1, "weight_decay": 0.0}
+LEFT_OPEN |= {"max_grad_norm": 1.0, "mask_objective": "mntp", "positives": "column", "projection_head": "none"}
+LEFT_OPEN |= {"lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "causal_adapter": True}
+OURS = {"gap_layout": "exact", "vary_length": False, "sscl_alone": False}  # off in the paper
+OURS |= dict.fromkeys(("clean_context_ratio", "sentence_span_ratio", "all_span_ratio", "fim_ratio"), 0.0)
+OURS |= {"sscl_dropout": 0.0, "lambda_kl": 0.0}
+PAPER = {key: value for settings in (*APPENDIX_A.values(), LEFT_OPEN, OURS) for key, value in settings.items()}
+FREE = {"gap_layout": "mixed", "free_offset": 128, "vary_length": True, "clean_context_ratio": 0.5}
+
+
+@pytest.mark.parametrize(("name", "changes"), [("paper", {}), ("default", {"causal_adapter": False} | FREE)])
+def test_recipe_has_these_numbers(name, changes, tmp_path, monkeypatch):
+    monkeypatch.setattr("magnet_train.settings.recipes.bf16_is_faster", lambda use_cpu: (True, "as on a GPU"))
+    arguments = parse_recipe(name, tmp_path)
+    values, expected = values_of(arguments), PAPER | {"bf16": True, "dtype": "bfloat16"} | changes
+    assert {key: values[key] for key in expected} == expected
+    assert arguments[3].pairs_per_row == 2 and arguments[3].max_steps - arguments[3].sscl_start_step == 800
+
+
+def test_settings_without_a_recipe_are_the_papers(tmp_path):
+    values = values_of(parse_flags(tmp_path))
+    names = set(PAPER) - {"bf16", "dtype", "causal_adapter", "optim"}
+    assert {key: values[key] for key in names} == {key: PAPER[key] for key in names}
 
 
 @pytest.mark.shared
 def test_recipe_paper_is_appendix_a(shared):
     """Passage by passage; no number of the appendix's paragraphs on training is left over."""
-    paper, recipe = (shared / "docs" / "paper.txt").read_text(encoding="utf-8"), read_recipe("paper")
-    for passage, settings in APPENDIX_A.items():
-        assert passage in paper, passage
-        assert {key: recipe[key] for key in settings} == settings, passage
+    paper = (shared / "docs" / "paper.txt").read_text(encoding="utf-8")
+    assert [passage for passage in APPENDIX_A if passage not in paper] == []
     appendix = paper[paper.index("MNTP. We train") : paper.index("Word-Level Tasks. Using")]
     number = r"\d+(?:\.\d+)*(?:e-\d+)?"
     other = {"7", "3.2.2", "3.3", "0"}  # Llama-2-7B, two equations, and lambda_2 before SSCL starts
@@ -197,252 +131,31 @@ def test_the_learning_rate_stays_to_the_end(tmp_path):
     arguments = parse_recipe("paper", tmp_path)[3]
     trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=[0])
     trainer.create_optimizer_and_scheduler(arguments.max_steps)
-    rates = []
+    rates = set()
     for _ in range(arguments.max_steps):
-        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        rates.add(trainer.lr_scheduler.get_last_lr()[0])
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
-    assert set(rates) == {3e-5}
+    assert rates == {3e-5}
 
 
-def test_800_steps_of_sscl(tmp_path):
-    training = parse_recipe("paper", tmp_path)[3]
-    assert training.max_steps - training.sscl_start_step == 800
-    assert training.pairs_per_row == 2
+# ---------------------------------------------------------------------------------------------------- which value wins
 
 
-# --------------------------------------------------------------------------------------------------------------- flags
-
-
-def test_flags_win_over_the_recipe(tmp_path):
-    flags = ["--lora_r", "8", "--gap_layout", "mixed", "--max_steps", "7", "--lora_target_modules", "q_proj", "v_proj"]
-    model, data, view, training = parse_recipe("paper", tmp_path, *flags, "--pairs_file", "p.jsonl")
-    assert (model.lora_r, view.gap_layout, training.max_steps) == (8, "mixed", 7)
-    assert model.lora_target_modules == ["q_proj", "v_proj"]
-    assert (data.train_file, data.pairs_file) == ("texts.txt", "p.jsonl")
-    assert model.lora_alpha == 32 and training.learning_rate == 3e-5  # the rest is the recipe's
-
-
-def test_flag_wins_over_a_required_value_of_the_recipe(tmp_path):
-    model, data, *_ = parse_recipe("magnet_tiny", tmp_path, "--train_file", "mine.txt")
-    assert data.train_file == "mine.txt"
-    assert model.model_name_or_path == read_recipe("magnet_tiny")["model_name_or_path"]
-
-
-def test_recipes_that_extend_each_other_are_refused(recipe, tmp_path):
-    (tmp_path / "lower.yaml").write_text("extends: own.yaml\nlora_r: 4\n")
-    with pytest.raises(ValueError, match=r"in a circle \(own.yaml -> lower.yaml -> own.yaml\)"):
-        parse(["--config", recipe("extends: lower.yaml\n"), *BASE])
-    with pytest.raises(ValueError, match="extends='papre': no such recipe. Known: .*paper"):
-        parse(["--config", recipe("extends: papre\n"), *BASE])
-
-
-def test_own_yaml_file(recipe, tmp_path):
-    path = recipe("model_name_or_path: base\ntrain_file: t.txt\nlearning_rate: 2e-4\nmax_steps: 11\nuse_cpu: true\n")
-    model, data, _, training = parse(["--config", path, "--output_dir", str(tmp_path)])
-    assert (model.model_name_or_path, data.train_file) == ("base", "t.txt")
-    assert training.learning_rate == 2e-4  # YAML 1.1 reads 2e-4 as a string
-    assert training.max_steps == 11
-
-
-def test_settings_without_a_recipe_are_the_papers(tmp_path):
-    values = {key: value for part in parse_flags(tmp_path) for key, value in vars(part).items()}
-    for key in set(PAPER) - {"bf16", "dtype", "causal_adapter", "optim"}:
-        assert values[key] == PAPER[key], key
-
-
-# -------------------------------------------------------------------------------------------------------------- errors
-
-
-@pytest.mark.parametrize(
-    ("key", "meant"), [("gap_layouts", "gap_layout"), ("lambda_ssl", "lambda_sscl"), ("max_step", "max_steps")]
-)
-def test_unknown_key_names_the_nearest(recipe, key, meant):
-    with pytest.raises(ValueError, match=f"own.yaml: unknown key '{key}'. Did you mean '{meant}'?"):
-        parse(["--config", recipe(f"{key}: 1\n")])
-
-
-def test_unknown_key_unlike_any(recipe):
-    with pytest.raises(ValueError) as error:
-        parse(["--config", recipe("zzzz: 1\n")])
-    assert str(error.value) == "own.yaml: unknown key 'zzzz'."
-
-
-def test_a_file_that_is_no_yaml_is_named_with_the_line(recipe):
-    with pytest.raises(ValueError, match=r"(?s)own.yaml: is no YAML: .*line 2"):
-        parse(["--config", recipe("lora_r: 4\nmax_steps: [1\n")])
-
-
-@pytest.mark.parametrize("text", ["", "# nothing\n", "- max_steps\n", "max_steps\n"])
-def test_yaml_without_settings(recipe, text):
-    with pytest.raises(ValueError, match="own.yaml: must hold lines of the form 'key: value'"):
-        parse(["--config", recipe(text)])
-
-
-@pytest.mark.parametrize("name", ["papre", "gone.yaml", "."])
-def test_unknown_recipe_names_the_known(name):
-    with pytest.raises(ValueError) as error:
-        parse(["--config", name])
-    assert repr(name) in str(error.value)
-    assert all(known in str(error.value) for known in recipe_names())
-
-
-def test_unknown_flag_is_named(tmp_path):
-    with pytest.raises(ValueError, match="unknown flag '--gap_layouts'. Did you mean '--gap_layout'?"):
-        parse_flags(tmp_path, "--gap_layouts", "mixed")
-    with pytest.raises(ValueError, match="paper: belongs to no flag.*--config in front of a recipe"):
-        parse_flags(tmp_path, "paper")
-
-
-def test_abbreviated_flag_is_unknown(tmp_path):
-    with pytest.raises(ValueError, match="unknown flag '--max_step'. Did you mean '--max_steps'"):
-        parse_flags(tmp_path, "--max_step", "7")
-
-
-def test_value_of_a_wrong_type_is_named_with_its_source(recipe, tmp_path):
-    with pytest.raises(ValueError, match=r"^lora_r='many': is no int \(flag\)\.$"):
-        parse_flags(tmp_path, "--lora_r", "many")
-    for text in ("lora_r: 2.5", "lora_r: [1, 2]", "max_steps: 3.5", "bf16: perhaps", "lambda_msg: {a: 1}"):
-        with pytest.raises(ValueError, match=r"own.yaml|belongs to no flag"):
-            parse_flags(tmp_path, "--config", recipe(text))
-
-
-@pytest.mark.parametrize(
-    ("flags", "names"),
-    [
-        (["--mask_ratio", "1.1"], ["mask_ratio=1.1"]),
-        (["--mask_ratio", "1"], ["mask_ratio=1.0"]),
-        (["--mask_ratio", "0"], ["mask_ratio=0", "lambda_mntp=1.0", "lambda_mntp=0"]),
-        (["--mask_ratio", "-0.1"], ["mask_ratio=-0.1"]),
-        (["--mask_ratio", "nan"], ["mask_ratio=nan"]),
-        (["--mask_share", "2"], ["mask_share=2.0"]),
-        (["--random_share", "-1"], ["random_share=-1.0"]),
-        (["--mask_share", "0.9", "--random_share", "0.5"], ["mask_share + random_share = 1.4"]),
-        (["--max_span_share", "1.5"], ["max_span_share=1.5"]),
-        (["--sentence_span_ratio", "2"], ["sentence_span_ratio=2.0"]),
-        (["--clean_context_ratio", "-1"], ["clean_context_ratio=-1.0"]),
-        (["--all_span_ratio", "nan"], ["all_span_ratio=nan"]),
-        (["--span_min", "9", "--span_max", "8"], ["span_min=9", "span_max=8"]),
-        (["--span_min", "0"], ["span_min=0"]),
-        (["--max_spans", "0"], ["max_spans=0", "lambda_msg=0"]),
-        (["--gap_layout", "free"], ["gap_layout='free'", "'exact'", "'mixed'"]),
-        (["--free_offset", "0"], ["free_offset=0"]),
-        (["--lambda_mntp", "-1"], ["lambda_mntp=-1.0"]),
-        (["--lambda_sscl", "nan"], ["lambda_sscl=nan"]),
-        (["--lambda_msg", "-0.5"], ["lambda_msg=-0.5"]),
-        (
-            ["--lambda_mntp", "0", "--lambda_sscl", "0", "--lambda_msg", "0"],
-            ["lambda_mntp", "lambda_sscl", "lambda_msg", "all 0"],
-        ),
-        (["--sscl_start_step", "-1"], ["sscl_start_step=-1.0"]),
-        (["--sscl_start_step", "nan"], ["sscl_start_step=nan"]),
-        (["--temperature", "0"], ["temperature=0.0"]),
-        (["--temperature", "-0.1"], ["temperature=-0.1"]),
-        (["--temperature", "nan"], ["temperature=nan"]),
-        (
-            ["--per_device_pair_batch_size", "48"],
-            ["per_device_pair_batch_size=48", "per_device_train_batch_size=32"],
-        ),
-        (["--per_device_pair_batch_size", "0"], ["per_device_pair_batch_size=0"]),
-        (["--per_device_train_batch_size", "0"], ["per_device_train_batch_size=0"]),
-        (["--per_device_eval_batch_size", "0"], ["per_device_eval_batch_size=0"]),
-        # optimizer and steps
-        (["--learning_rate", "nan"], ["learning_rate=nan", "between 0 and 1"]),
-        (["--learning_rate=-3e-5"], ["learning_rate=-3e-05"]),
-        (["--learning_rate", "1e9"], ["learning_rate=1000000000.0"]),
-        (["--gradient_accumulation_steps", "0"], ["gradient_accumulation_steps=0", "at least 1"]),
-        (["--warmup_steps", "-1"], ["warmup_steps=-1.0"]),
-        (["--max_steps", "0"], ["max_steps=0", "num_train_epochs"]),
-        (["--max_steps", "-2"], ["max_steps=-2"]),
-        (["--max_steps", "-1", "--num_train_epochs", "0"], ["num_train_epochs=0.0"]),
-        (["--max_steps", "-1", "--num_train_epochs", "nan"], ["num_train_epochs=nan"]),
-        (["--logging_steps", "0"], ["logging_steps=0"]),
-        (["--save_steps", "-5"], ["save_steps=-5"]),
-        (["--weight_decay", "-1"], ["weight_decay=-1.0"]),
-        (["--max_grad_norm", "nan"], ["max_grad_norm=nan"]),
-        (["--adam_beta2", "1.5"], ["adam_beta2=1.5"]),
-        # model and data
-        (["--lora_r", "0"], ["lora_r=0"]),
-        (["--lora_alpha", "nan"], ["lora_alpha=nan"]),
-        (["--dtype", "float8"], ["dtype='float8'", "'bfloat16'"]),
-        (["--pooling", "max"], ["pooling='max'", "'mean'"]),
-        (["--projection_head", "conv"], ["projection_head='conv'", "'mlp'"]),
-        (["--load_in_8bit", "--load_in_4bit"], ["load_in_8bit", "load_in_4bit"]),
-        (["--positives", "noise"], ["positives='noise'", "'dropout'"]),
-        (["--on_bad", "ignore"], ["on_bad='ignore'", "'skip'"]),
-        (["--pair_columns", "one"], ["pair_columns=['one']"]),
-        (["--max_length", "8"], ["max_length=8"]),
-        (["--pair_max_length", "2"], ["pair_max_length=2"]),
-        (["--shuffle_window", "0"], ["shuffle_window=0"]),
-        (["--mask_objective", "mlm"], ["mask_objective='mlm'", "'mtp'"]),
-        (["--max_spans", "-1"], ["max_spans=-1"]),
-        (["--fim_ratio", "2"], ["fim_ratio=2.0"]),
-        # what does not go together
-        (["--max_length", "128"], ["span_max=128", "max_length=128"]),
-        (["--fim_ratio", "0.6", "--all_span_ratio", "0.6"], ["all_span_ratio + fim_ratio = 1.2"]),
-        (["--all_span_ratio", "1"], ["all_span_ratio", "lambda_mntp=1.0"]),
-        (["--fim_ratio", "0.5", "--max_spans", "0"], ["max_spans=0", "fim_ratio=0.5"]),
-        (["--positives", "dropout"], ["positives='dropout'", "sscl_dropout=0"]),
-        (["--sscl_dropout", "1"], ["sscl_dropout=1.0"]),
-        (["--sscl_chunk_size", "-1"], ["sscl_chunk_size=-1"]),
-        (["--sscl_alone", "--lambda_sscl", "0"], ["sscl_alone=True", "lambda_sscl=0"]),
-        (["--lambda_kl", "1", "--all_span_ratio", "0.5"], ["lambda_kl=1.0", "causal_adapter=False"]),
-        (["--lambda_kl", "1", "--causal_adapter"], ["lambda_kl=1.0", "all_span_ratio"]),
-        (["--streaming", "--max_steps", "-1"], ["max_steps=-1", "streaming=True"]),
-        (["--eval_strategy", "steps"], ["eval_strategy='steps'", "eval_file"]),
-        (["--eval_pairs_file", "pairs.jsonl"], ["eval_pairs_file='pairs.jsonl'", "Set eval_file"]),
-        # what cannot be changed
-        (["--remove_unused_columns"], ["remove_unused_columns=True"]),
-        (["--label_names", "labels"], ["label_names=['labels']"]),
-        (["--label_smoothing_factor", "0.1"], ["label_smoothing_factor=0.1"]),
-        (["--gradient_checkpointing_kwargs", '{"use_reentrant": true}'], ["use_reentrant", "several processes"]),
-    ],
-    ids=lambda value: " ".join(value) if str(value[0]).startswith("--") else "",
-)
-def test_wrong_value_is_named(flags, names, tmp_path):
-    with pytest.raises(ValueError) as error:
-        parse_flags(tmp_path, *flags)
-    for name in names:
-        assert name in str(error.value)
-
-
-def test_values_at_the_limits_are_taken(tmp_path):
-    flags = ["--mask_ratio", "0", "--mask_share", "0.5", "--random_share", "0.5", "--span_min", "8", "--span_max", "8"]
-    flags += ["--all_span_ratio", "1", "--lambda_mntp", "0", "--lambda_sscl", "0", "--sscl_start_step", "0"]
-    _, _, view, training = parse_flags(tmp_path, *flags)
-    assert view == ViewArguments(
-        mask_ratio=0, mask_share=0.5, random_share=0.5, span_min=8, span_max=8, all_span_ratio=1
+def test_flags_win_over_the_recipe_and_a_recipe_over_the_one_it_extends(recipe, tmp_path):
+    """Down to the last one; a name is one of ours, a file lies beside the one that names it."""
+    (tmp_path / "lower.yaml").write_text("extends: paper\nlora_r: 4\nmax_spans: 1\n")
+    path = recipe(
+        "extends: lower.yaml\nmax_spans: 3\nsave_total_limit: null\nlearning_rate: 2e-4\ntrain_file: its.txt"
     )
-    assert (training.lambda_mntp, training.lambda_sscl, training.lambda_msg) == (0, 0, 1)
-
-
-def test_repeated_rows_of_several_processes_are_refused(tmp_path, monkeypatch):
-    arguments = parse_flags(tmp_path, "--dataloader_drop_last", "false")  # alone a process repeats none
-    monkeypatch.setattr(MagnetTrainingArguments, "world_size", 2)
-    with pytest.raises(ValueError, match="dataloader_drop_last=False: 2 processes would repeat rows"):
-        check_arguments(*arguments)
-    arguments[3].lambda_sscl = 0.0
-    check_arguments(*arguments)
-
-
-def test_a_report_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"report_to=\['trackio'\]: trackio is not installed. pip install trackio"):
-        parse_flags(tmp_path, "--report_to", "trackio")
-
-
-@pytest.mark.parametrize(
-    ("flags", "warning"),
-    [
-        (["--max_steps", "3400"], "sscl_start_step=3400: not reached in max_steps=3400"),
-        (["--eval_file", "held_out.txt"], "eval_file=held_out.txt: not measured while training"),
-    ],
-)
-def test_odd_settings_are_warned_of(flags, warning, tmp_path, caplog):
-    parse_flags(tmp_path)
-    assert not caplog.records
-    parse_flags(tmp_path, *flags)
-    assert warning in caplog.text
+    flags = ["--gap-layout", "mixed", "--max_steps=7", "--lora_target_modules", "q_proj", "v_proj"]
+    values = values_of(parse_recipe(path, tmp_path, *flags))
+    expected = {"lora_r": 4, "max_spans": 3, "save_total_limit": None, "lora_alpha": 32}
+    expected |= {"learning_rate": 2e-4}  # which YAML 1.1 reads as a string
+    expected |= {"gap_layout": "mixed", "max_steps": 7, "lora_target_modules": ["q_proj", "v_proj"]}
+    expected |= {"train_file": "texts.txt"}
+    assert {key: values[key] for key in expected} == expected
+    assert parse(["--config", path, *BASE[:2], "--use_cpu"])[1].train_file == "its.txt"
 
 
 def test_lists_are_not_shared_between_instances():
@@ -450,7 +163,152 @@ def test_lists_are_not_shared_between_instances():
     assert "gate_proj" not in ModelArguments("b").lora_target_modules
 
 
-def test_command_ends_with_the_message_and_no_traceback():
+def test_help_explains_every_setting(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["--config", "papre"])
-    assert str(stop.value).startswith("magnet train: config='papre': no such recipe.")
+        parse(["--help"])
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0 and printed.startswith("usage: magnet train [--config RECIPE]")
+    assert all(f"  --{name}" in printed for name in NAMES) and "ablation_sscl_msg" in printed
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gap_layouts: 1", "own.yaml: unknown key 'gap_layouts'. Did you mean 'gap_layout'?"),
+        ("zzzz: 1", "own.yaml: unknown key 'zzzz'."),
+        ("lora_r: 4\nmax_steps: [1", "own.yaml: is no YAML: "),
+        ("", "own.yaml: must hold lines of the form 'key: value'"),
+        ("- max_steps", "own.yaml: must hold lines of the form 'key: value'"),
+        ("extends: own.yaml", "extends='own.yaml': extends itself. Known: ablation_mntp, "),
+        ("extends: papre", "extends='papre': no such recipe. Known: ablation_mntp, "),
+        ("lora_r: 2.5", "argument --lora_r/--lora-r: invalid int value: '2.5'."),
+        ("lora_r: [1, 2]", "2: belongs to no flag"),
+        ("bf16: perhaps", "argument --bf16: Truthy value expected: got perhaps"),
+        ("lambda_msg: {a: 1}", "argument --lambda_msg/--lambda-msg: invalid float value"),
+    ],
+)
+def test_wrong_recipe_is_named(recipe, text, told):
+    with pytest.raises(ValueError) as error:
+        parse(["--config", recipe(text), *BASE])
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["papre", "gone.yaml", "."])
+def test_unknown_recipe_names_the_known(name):
+    with pytest.raises(SystemExit) as stop:
+        main(["--config", name])
+    assert str(stop.value).startswith(f"magnet train: config={name!r}: no such recipe. Known: ablation_mntp, ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--gap_layouts mixed", "unknown flag '--gap_layouts'. Did you mean '--gap_layout'?"),
+        ("--max_step 7", "unknown flag '--max_step'. Did you mean '--max_steps'?"),  # no abbreviations
+        ("paper", "paper: belongs to no flag. Write --name value, and --config in front of a recipe"),
+        ("--lora_r many", "argument --lora_r/--lora-r: invalid int value: 'many'"),
+        ("--gap_layout free", "argument --gap_layout/--gap-layout: invalid choice: 'free' (choose from"),
+        ("--mask_ratio 20", "mask_ratio=20.0: must lie between 0 and 1"),
+        ("--all_span_ratio nan", "all_span_ratio=nan: must lie between 0 and 1"),
+        ("--mask_share 0.9 --random_share 0.5", "mask_share + random_share = 1.4: must be at most 1"),
+        ("--fim_ratio 0.6 --all_span_ratio 0.6", "all_span_ratio + fim_ratio = 1.2: must be at most 1"),
+        ("--span_min 9 --span_max 8", "span_min=9, span_max=8: need 1 <= span_min <= span_max"),
+        ("--free_offset 64 --long_free_offset 32", "long_free_offset=32: must be above free_offset=64, or 0"),
+        ("--pair_columns text", "pair_columns=['text']: must name two"),
+        ("--lambda_mntp -1", "lambda_mntp=-1.0: must be 0 or more"),
+        ("--lambda_sscl nan", "lambda_sscl=nan: must be 0 or more"),
+        ("--temperature 0", "temperature=0.0: must be positive. The paper's is 0.1"),
+        ("--per_device_pair_batch_size 48", "must be a multiple of per_device_train_batch_size=32"),
+        ("--label_smoothing_factor 0.1", "label_smoothing_factor=0.1: the losses have none"),
+        ('--activation_checkpointing_kwargs {"use_reentrant":true}', "use_reentrant=True gives wrong gradients"),
+        # what does not go together
+        (
+            "--max_spans 0",
+            "max_spans=0: MSG (lambda_msg=1.0) or fill-in-the-middle (fim_ratio=0.0) would have no span",
+        ),
+        ("--max_spans 0 --fim_ratio 0.5", "max_spans=0: MSG (lambda_msg=1.0) or fill-in-the-middle (fim_ratio=0.5)"),
+        ("--max_length 128", "span_max=128: must be below max_length=128"),
+        ("--mask_ratio 0", "lambda_mntp=1.0: no token would be masked with mask_ratio=0.0"),
+        ("--all_span_ratio 1", "no token would be masked with mask_ratio=0.2 and all_span_ratio + fim_ratio = 1.0"),
+        ("--lambda_kl 1 --all_span_ratio 0.5", "lambda_kl=1.0: with causal_adapter=False"),
+        ("--lambda_kl 1 --causal_adapter", "lambda_kl=1.0: there are no causal rows"),
+        ("--sscl_alone --lambda_sscl 0", "sscl_alone=True: lambda_sscl=0 leaves nothing to train"),
+        ("--positives dropout", "positives='dropout': with sscl_dropout=0"),
+        ("--eval_pairs_file pairs.jsonl", "eval_pairs_file='pairs.jsonl': they come with the rows of held-out texts"),
+        ("--save_total_limit 1", "save_total_limit=1: the Trainer deletes the old checkpoint before"),
+    ],
+)
+def test_wrong_value_is_named(flags, told, tmp_path):
+    with pytest.raises(ValueError) as error:
+        parse_flags(tmp_path, *flags.split())
+    assert told in str(error.value)
+
+
+def test_a_choice_is_checked_in_python_too():
+    with pytest.raises(ValueError, match="gap_layout='free': must be 'exact' or 'mixed'"):
+        ViewArguments(gap_layout="free")
+
+
+def test_values_at_the_limits_are_taken(tmp_path):
+    flags = ["--mask_ratio", "0", "--mask_share", "0.5", "--random_share", "0.5", "--span_min", "8", "--span_max", "8"]
+    flags += ["--all_span_ratio", "1", "--lambda_mntp", "0", "--lambda_sscl", "0", "--sscl_start_step", "0"]
+    view, training = parse_flags(tmp_path, *flags)[2:]
+    limits = {"mask_ratio": 0, "mask_share": 0.5, "random_share": 0.5, "span_min": 8, "span_max": 8}
+    assert view == ViewArguments(**limits, all_span_ratio=1)
+    assert (training.lambda_mntp, training.lambda_sscl, training.lambda_msg) == (0, 0, 1)
+
+
+def test_pairs_that_are_never_trained_are_warned_of(tmp_path, caplog):
+    parse_flags(tmp_path)
+    assert not caplog.records
+    parse_flags(tmp_path, "--max_steps", "3400")
+    assert "sscl_start_step=3400: not reached in max_steps=3400" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------------- what a run keeps
+
+
+@pytest.mark.parametrize("name", ["paper", "demo", "llm2vec"])
+def test_stored_configuration_gives_the_same_arguments(name, tmp_path):
+    flags = ["--lr_scheduler_kwargs", '{"num_cycles": 2}', "--mask_token", "# -", "--hub_token", "hf_secret"]
+    arguments = parse_recipe(name, tmp_path, *flags, "--report_to", "tensorboard", "mlflow", "--adam_beta2", "0.95")
+    stored = tmp_path / "training_config.yaml"
+    stored.write_text(configuration(arguments), encoding="utf-8")
+    assert "hf_secret" not in stored.read_text()
+    again = parse(["--config", str(stored)])
+    assert again[:3] == arguments[:3]
+    assert yaml.safe_load(configuration(again)) == yaml.safe_load(stored.read_text())
+    assert again[3].lr_scheduler_kwargs == {"num_cycles": 2} and again[0].mask_token == "# -"
+    assert (again[3].report_to, again[3].adam_beta2) == (["tensorboard", "mlflow"], 0.95)
+
+
+def test_a_run_keeps_its_settings_and_no_secret(tmp_path, base_model_path, capsys):
+    story = "Tom was hungry. He opened the fridge and took a yoghurt. Then he was full and went to bed."
+    (tmp_path / "texts.jsonl").write_text((json.dumps({"story": story}) + "\n") * 4)
+    (tmp_path / "own.yaml").write_text("extends: ablation_mntp_msg\nbf16: false\ndtype: float32\ntext_column: story\n")
+    flags = f"--config {tmp_path}/own.yaml --model_name_or_path {base_model_path} --train_file {tmp_path}/texts.jsonl"
+    flags += f" --output_dir {tmp_path}/out --max_steps 1 --max_length 32 --span_max 8 --per_device_train_batch_size 2"
+    main([*flags.split(), *"--use_cpu --disable_tqdm true --hub_token hf_secret --report_to tensorboard".split()])
+    printed, stored = capsys.readouterr(), tmp_path / "out" / "training_config.yaml"
+    assert (tmp_path / "out" / "checkpoint-1" / "training_config.yaml").read_text() == stored.read_text()
+    settings = {"text_column": "story", "lambda_sscl": 0.0, "max_steps": 1, "learning_rate": 3e-5}
+    assert settings.items() <= yaml.safe_load(stored.read_text()).items()
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"training_args.bin", "trainer_state.json", "complete.json", "train_log.jsonl", "config.json"} <= names
+    assert any("tfevents" in name for name in names)
+    assert "hf_secret" not in printed.out + printed.err
+    assert [
+        path.name for path in files if b"hf_secret" in path.read_bytes()
+    ] == []  # a checkpoint is for others to load
+
+
+def test_the_token_stays_with_the_run(tmp_path):
+    """It is left out of what is pickled, not taken from the arguments that push to the Hub."""
+    args = parse_flags(tmp_path, "--hub_token", "hf_secret")[3]
+    again = pickle.loads(pickle.dumps(args))
+    assert again.hub_token is None and again.lambda_sscl == args.lambda_sscl
+    assert args.hub_token == "hf_secret"

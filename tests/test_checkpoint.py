@@ -280,7 +280,7 @@ def test_nothing_asks_whether_to_run_code(saved, tmp_path):
 
 
 def test_the_first_file_names_all_others():
-    """transformers makes sure of these alone when two processes fetch the code at once (tests/test_pull.py)."""
+    """transformers makes sure of these alone when two processes fetch the code at once (tests/test_push.py)."""
     folder = Path(configuration_magnet.__file__).parent
     named = set(
         re.findall(r"^\s*from \.(\w+) import", (folder / "modeling_magnet.py").read_text(), flags=re.MULTILINE)

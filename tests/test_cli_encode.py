@@ -52,8 +52,8 @@ def test_json_lines_hold_the_same_numbers(magnet, file, tmp_path):
 def test_empty_lines_may_be_left_out_or_refused(magnet, vectors, file, tmp_path):
     magnet(["encode", "--input", file, "--output", tmp_path / "v.npy", "--on_empty", "skip"])
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), vectors[[0, 2, 3]], atol=1e-5)
-    assert "1 empty texts: left out" in magnet.err
-    with pytest.raises(SystemExit, match="texts.txt:2: is empty. Mend it, or choose --on_empty encode or skip"):
+    assert "1 empty texts: skipped" in magnet.err
+    with pytest.raises(SystemExit, match="texts.txt:2: is empty. Fix it, or use --on_empty encode or skip"):
         magnet(["encode", "--input", file, "--output", tmp_path / "w.npy", "--on_empty", "raise"])
     assert not (tmp_path / "w.npy").exists()
 
@@ -90,7 +90,7 @@ def command_text(n):
 
 def test_a_run_that_fails_leaves_the_old_file(magnet, tmp_path):
     (tmp_path / "v.npy").write_bytes(b"old")
-    with pytest.raises(SystemExit, match="stdin:2: no UTF-8"):
+    with pytest.raises(SystemExit, match="stdin:2: not UTF-8"):
         magnet(["encode", "--output", tmp_path / "v.npy"], stdin=b"a\n\xff\n")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
@@ -103,5 +103,5 @@ def test_other_outputs_are_refused(output, magnet):
 
 def test_a_folder_is_no_output(magnet, tmp_path):
     (tmp_path / "v.npy").mkdir()
-    with pytest.raises(SystemExit, match="v.npy': is no regular file"):
+    with pytest.raises(SystemExit, match="v.npy': is not a regular file"):
         magnet(["encode", "a", "--output", tmp_path / "v.npy"])

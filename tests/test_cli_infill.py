@@ -41,7 +41,7 @@ def test_what_is_no_length_is_wrong_usage(flags, magnet):
 
 def test_a_text_as_argument(magnet, infill):
     assert magnet(["infill", TEXT, "--length", "6"]) == infill(TEXT, length=6) + "\n"
-    assert "taking examples/assets/magnet-tiny" in magnet.err
+    assert "using examples/assets/magnet-tiny" in magnet.err
 
 
 def test_flags_are_those_of_infill(magnet, infill):
@@ -118,16 +118,16 @@ def test_line_breaks_of_fills_do_not_break_lines(magnet, monkeypatch):
     filled = InfillOutput("a\nb", [InfilledGap("\n", [1], "stop")])
     monkeypatch.setattr(model, "infill", lambda texts, *_, **__: [filled] * len(texts))
     assert magnet(["infill"], stdin="a<|gap|>b\n") == "a b\n"
-    assert "stdin:1: a line break is written as a space; --json keeps it" in magnet.err
+    assert "stdin:1: replaced a line break with a space; --json keeps it" in magnet.err
     assert magnet(["infill", "a<|gap|>b"]) == "a\nb\n"
 
 
 @pytest.mark.parametrize(
     "args, stdin, message",
     [
-        (["a <|gap|> b", "--input", "x.txt"], "", "input='x.txt': texts are given as arguments too"),
-        (["--input", "gone.txt"], "", "gone.txt: no such file"),
-        (["--temperature", "0.5"], TEXT, "temperature=0.5: without effect on greedy text"),
+        (["a <|gap|> b", "--input", "x.txt"], "", "input='x.txt': texts were also given as arguments"),
+        (["--input", "gone.txt"], "", "'gone.txt': no such file or folder"),
+        (["--temperature", "0.5"], TEXT, "temperature=0.5: has no effect without sampling"),
         (["--seed", "-1"], TEXT, "seed=-1: must not be negative"),
         (["--batch_size", "-2"], TEXT, "batch_size=-2: must be"),
         (["--num_beams", "0"], TEXT, "num_beams=0: must be at least 1"),
@@ -138,9 +138,9 @@ def test_line_breaks_of_fills_do_not_break_lines(magnet, monkeypatch):
         (["--length", "1-1000000000"], TEXT, "stdin:1: a gap of up to 1000000000 tokens"),
         (["--max_new_tokens", "1000000000"], TEXT, "stdin:1: a gap of up to 1000000000 tokens"),
         (["--num_beams", "1000000"], TEXT, "num_beams=1000000: "),
-        ([], b"a <|gap|> b\n\xff\n", "stdin:2: no UTF-8"),
+        ([], b"a <|gap|> b\n\xff\n", "stdin:2: not UTF-8"),
         (["a \udcff<|gap|> b"], "", "argument 1: the character at 2 is half of a surrogate pair"),
-        (["--output", "/dev/null"], TEXT, "output='/dev/null': is no regular file"),
+        (["--output", "/dev/null"], TEXT, "output='/dev/null': is not a regular file"),
         (["--device", "cuda:99"], TEXT, "device='cuda:99': cannot be used"),
     ],
 )
@@ -156,7 +156,7 @@ def test_errors_name_what_is_wrong(args, stdin, message, magnet, monkeypatch):
 
 def test_a_terminal_is_not_waited_for(magnet, monkeypatch):
     monkeypatch.setattr("magnet_cli.texts.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
-    with pytest.raises(SystemExit, match="no texts. Give them as arguments"):
+    with pytest.raises(SystemExit, match="no texts. Pass them as arguments"):
         magnet(["infill"])
 
 
@@ -175,7 +175,7 @@ def test_the_model_is_the_flag_then_the_environment_then_the_clone(monkeypatch, 
         magnet(["infill", TEXT])
     with pytest.raises(SystemExit, match="model_name_or_path='./gone': no such folder"):
         magnet(["infill", TEXT, "--model_name_or_path", "./gone"])
-    with pytest.raises(SystemExit, match="is a llama checkpoint, no MAGNET one"):
+    with pytest.raises(SystemExit, match="is a llama checkpoint, not a MAGNET one"):
         magnet(["infill", TEXT, "--model_name_or_path", base_model_path])
 
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from magnet_hub.card import check_code, is_generated, refresh_model_card
 from magnet_hub.convert import convert_checkpoint, main
+from magnet_hub.eval_results import Measured, read_eval_results, write_eval_results
 from magnet_hub.push import check_folder
-from magnet_hub.results import Measured, read_eval_results, write_eval_results
 from magnet_hub.save import save_checkpoint
 
 CODE = {f"{name}_magnet.py" for name in ("configuration", "encoding", "infilling", "modeling", "scoring")}

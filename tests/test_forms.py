@@ -1,5 +1,7 @@
-"""The five forms, loaded where this project is not installed, compute what the checkpoint does."""
+"""The five forms of Llama, loaded where this project is not installed, compute what the checkpoint does; those of the other
+families too, also beyond their sliding windows; and what an export refuses."""
 
+import copy
 import json
 import os
 import shutil
@@ -9,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import NAMES, WINDOW, build_base, build_magnet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from magnet_cli.export import main as export_command
-from magnet_hub.forms import export_checkpoint
+from magnet_hub import FORMS
+from magnet_hub.export import export_checkpoint
 from magnet_hub.save import save_checkpoint
 from modeling_magnet import ATTENTION_MODES, MagnetLlamaForCausalLM, MagnetLlamaForTokenClassification
 from modeling_magnet.modeling_magnet import base_sha256
@@ -28,7 +32,7 @@ TEXTS = [
     "🎉 naïve \r\n e\u0301",
     "Tom" + " was" * 600,  # beyond max_position_embeddings
 ]
-FORMS = ("magnet", "merged", "encoder", "generator", "adapter")
+LOCAL = {"trust_remote_code": False}
 
 
 def inputs() -> dict:
@@ -60,11 +64,16 @@ def paper(text_magnet):
 
 
 @pytest.fixture(scope="module")
-def checkpoints(model, paper, text_magnet, tokenizer, tmp_path_factory):
+def mean(text_magnet):
+    return text_magnet(pooling="mean")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(model, paper, mean, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     save_checkpoint(model, tokenizer, folder / "gated")
     save_checkpoint(paper, tokenizer, folder / "paper")
-    save_checkpoint(text_magnet(pooling="mean"), tokenizer, folder / "mean")
+    save_checkpoint(mean, tokenizer, folder / "mean")
     return folder
 
 
@@ -107,24 +116,20 @@ def test_the_process_knew_nothing_of_this_project(elsewhere):
     assert facts["classes"] == stock | ours
 
 
-@pytest.mark.parametrize("form", ["magnet", "adapter", "again"])
-@pytest.mark.parametrize("mode", ATTENTION_MODES)
-def test_magnet_and_adapter_are_the_checkpoint(elsewhere, model, form, mode):
-    outputs, _ = elsewhere
-    assert torch.equal(outputs[f"{form}.{mode}"], logits(model, mode))
-
-
-@pytest.mark.parametrize("mode", ATTENTION_MODES)
-def test_paper_adapter_is_the_checkpoint(elsewhere, paper, mode):
-    outputs, _ = elsewhere
-    assert torch.equal(outputs[f"paper_adapter.{mode}"], logits(paper, mode))
-
-
-@pytest.mark.parametrize("mode", ATTENTION_MODES)
-def test_merged_is_the_papers_model(elsewhere, paper, mode):
-    """Same seeds, so `paper` is `model` with its adapter acting in causal mode too."""
-    outputs, _ = elsewhere
-    torch.testing.assert_close(outputs[f"merged.{mode}"], logits(paper, mode), rtol=0, atol=1e-4)
+@pytest.mark.parametrize(
+    ("form", "mode", "of", "atol"),
+    [
+        *((form, mode, "gated", 0) for form in ("magnet", "adapter", "again") for mode in ATTENTION_MODES),
+        *(("paper_adapter", mode, "paper", 0) for mode in ATTENTION_MODES),
+        # same seeds, so `paper` is `gated` with its adapter acting in causal mode too
+        *(("merged", mode, "paper", 1e-4) for mode in ATTENTION_MODES),
+        ("paper_generator", "causal", "paper", 1e-4),
+        *(("peft", mode, "paper", 1e-5) for mode in ATTENTION_MODES),  # PEFT has no gate
+    ],
+)
+def test_logits(elsewhere, model, paper, form, mode, of, atol):
+    expected = logits({"gated": model, "paper": paper}[of], mode)
+    torch.testing.assert_close(elsewhere[0][f"{form}.{mode}"], expected, rtol=0, atol=atol)
 
 
 def test_causal_logits_are_the_bases(elsewhere, model, tiny_llama, tokenizer):
@@ -135,42 +140,20 @@ def test_causal_logits_are_the_bases(elsewhere, model, tiny_llama, tokenizer):
         expected = base(given["ids"], attention_mask=given["mask"]).logits
     for name in ("magnet", "generator", "adapter", "base", "peft_off"):
         assert (outputs[f"{name}.causal"] - expected).abs().max() == 0.0, name
+    assert torch.equal(outputs["adapter_of_decoder.causal"], logits(model.model, "causal"))
     assert torch.equal(outputs["generator.ids"], tokenizer("Tom was hungry.", return_tensors="pt")["input_ids"])
 
 
-def test_generator_of_a_causal_adapter_is_merged(elsewhere, paper):
-    outputs, _ = elsewhere
-    torch.testing.assert_close(outputs["paper_generator.causal"], logits(paper, "causal"), rtol=0, atol=1e-4)
-
-
-def test_decoder_of_the_adapter_is_gated(elsewhere, model):
-    outputs, _ = elsewhere
-    assert torch.equal(outputs["adapter_of_decoder.causal"], logits(model.model, "causal"))
-
-
-def test_peft_model_acts_in_every_mode(elsewhere, model, paper):
-    outputs, _ = elsewhere
-    for mode in ("bidirectional", "hybrid"):
-        torch.testing.assert_close(outputs[f"peft.{mode}"], logits(model, mode), rtol=0, atol=1e-5)
-    torch.testing.assert_close(outputs["peft.causal"], logits(paper, "causal"), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["magnet.encoded", "merged.encoded", "adapter.encoded"])
-def test_vectors(elsewhere, model, tokenizer, name):
-    outputs, _ = elsewhere
-    assert abs(outputs[name].numpy() - model.encode(TEXTS, tokenizer)).max() <= 1e-5
-
-
-@pytest.mark.parametrize("name", ["magnet", "merged", "encoder"])
-def test_sentence_transformer_vectors(elsewhere, model, tokenizer, name):
-    outputs, _ = elsewhere
-    assert abs(outputs[f"{name}.sentences"].numpy() - model.encode(TEXTS, tokenizer)).max() <= 1e-5
-
-
-def test_mean_encoder(elsewhere, text_magnet, tokenizer):
-    outputs, _ = elsewhere
-    expected = text_magnet(pooling="mean").encode(TEXTS, tokenizer)
-    assert abs(outputs["mean_encoder.sentences"].numpy() - expected).max() <= 1e-5
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{form}.encoded" for form in ("magnet", "merged", "adapter")),
+        *(f"{form}.sentences" for form in ("magnet", "merged", "encoder", "mean_encoder")),
+    ],
+)
+def test_vectors(elsewhere, model, mean, tokenizer, name):
+    expected = (mean if name.startswith("mean") else model).encode(TEXTS, tokenizer)
+    assert abs(elsewhere[0][name].numpy() - expected).max() <= 1e-5
 
 
 def test_encoder_states(elsewhere, model):
@@ -315,10 +298,104 @@ def test_an_existing_base_is_compared(forms, checkpoints, tmp_path):
     assert tensors(tmp_path / "adapter").keys() == tensors(forms / "adapter").keys()
 
 
-def test_cards_name_their_form(forms):
-    for form, words in {"encoder": "library_name: sentence-transformers", "adapter": "library_name: peft"}.items():
-        assert words in (forms / form / "README.md").read_text(encoding="utf-8")
-    assert "adapter merged" in (forms / "merged" / "README.md").read_text(encoding="utf-8")
+def test_cards_are_of_their_form(forms):
+    for form in FORMS:
+        assert f"<!-- magnet card: form={form} " in (forms / form / "README.md").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------ other families
+
+
+@torch.no_grad()
+def kept(model, mode: str | None = None) -> torch.Tensor:
+    """First outputs for two rows, one padded on the left, longer than the window."""
+    ids = torch.randint(4, 4096, (2, 5 * WINDOW), generator=torch.Generator().manual_seed(0))
+    mask, spans = torch.ones_like(ids), torch.zeros_like(ids)
+    mask[1, :3], spans[0, 2:9], spans[1, 5:7] = 0, 1, 1
+    modes = {"attention_mode": mode} if mode else {}
+    return model(ids, attention_mask=mask, **modes | ({"span_ids": spans} if mode == "hybrid" else {}))[0][mask.bool()]
+
+
+FAST = ("qwen3", "gemma3_text")
+FAMILIES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "llama"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request, tokenizer, tmp_path_factory):
+    """(a family's stock base, MAGNET over it, the tokenizer that transformers gives it, the folder with its forms)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = build_base(request.param, "sdpa", vocab_size=4096, max_position_embeddings=64, pad_token_id=0)
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    own = AutoTokenizer.from_pretrained(folder / "base", **LOCAL)
+    model = build_magnet(base=base, infill_end_token_id=2)
+    save_checkpoint(model, own, folder / "checkpoint")
+    for form in FORMS:
+        export_checkpoint(folder / "checkpoint", folder / form, form)
+    return base, model, own, folder
+
+
+def test_classes_and_the_cards_that_name_them(made):
+    base, model, _, folder = made
+    assert type(AutoModel.from_pretrained(folder / "encoder", **LOCAL)) is type(base.model)
+    assert type(AutoModelForCausalLM.from_pretrained(folder / "generator", **LOCAL)) is type(base)
+    for form in ("magnet", "merged", "adapter"):
+        assert type(AutoModelForCausalLM.from_pretrained(folder / form, **LOCAL)) is type(model)
+    for form, stock in (("encoder", base.model), ("generator", base)):
+        assert f"a stock `{type(stock).__name__}`" in (folder / form / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("form", ["magnet", "adapter", "merged"])
+def test_modes_of_each_family(made, form):
+    _, model, _, folder = made
+    paper = copy.deepcopy(model)
+    paper.config.causal_adapter = True
+    assert not torch.equal(kept(paper, "causal"), kept(model, "causal"))
+    loaded = AutoModelForCausalLM.from_pretrained(folder / form, **LOCAL)
+    for mode in ATTENTION_MODES:
+        if form == "merged":
+            torch.testing.assert_close(kept(loaded, mode), kept(paper, mode), rtol=0, atol=1e-4)
+        else:
+            assert torch.equal(kept(loaded, mode), kept(model, mode)), mode
+
+
+def test_generator_of_each_family(made):
+    base, _, _, folder = made
+    assert torch.equal(kept(AutoModelForCausalLM.from_pretrained(folder / "generator", **LOCAL)), kept(base))
+
+
+def test_encoder_states_of_each_family(made):
+    """Its window is written so that transformers' own rule for it, or Gemma's, is ours: one more or less would show."""
+    _, model, _, folder = made
+    encoder = AutoModel.from_pretrained(folder / "encoder", **LOCAL)
+    expected = kept(model.model, "bidirectional")
+    torch.testing.assert_close(kept(encoder), expected, rtol=0, atol=2e-5)
+    if getattr(model.config, "sliding_window", None):
+        for window in (WINDOW - 1, WINDOW + 1):
+            model.config.sliding_window = window
+            assert (kept(model.model, "bidirectional") - expected).abs().max() > 1e-2
+        model.config.sliding_window = WINDOW
+
+
+def test_rotary_frequencies_at_the_top_level(made):
+    """Where TEI looks for them; Gemma 3 has others in its sliding layers."""
+    rope = made[1].config.rope_parameters
+    assert AutoConfig.from_pretrained(made[3] / "encoder", **LOCAL).rope_parameters == rope
+    found = json.loads((made[3] / "encoder" / "config.json").read_text(encoding="utf-8"))
+    assert found["rope_theta"] == rope.get("full_attention", rope)["rope_theta"]
+    assert found.get("rope_local_base_freq") == rope.get("sliding_attention", {}).get("rope_theta")
+
+
+@pytest.mark.parametrize("form", ["magnet", "merged", "encoder"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sentence_vectors_of_each_family(made, form, side):
+    _, model, tokenizer, folder = made
+    sentences = SentenceTransformer(str(folder / form), device="cpu", **LOCAL)
+    sentences.tokenizer.padding_side = side
+    # merged weights are rounded once more, and padding on the left turns the rotary angles of all tokens further
+    atol = 1e-6 if form == "magnet" and side == "right" else 1e-5
+    assert abs(sentences.encode(TEXTS) - model.encode(TEXTS, tokenizer)).max() <= atol
+    assert abs(sentences.encode(TEXTS[1]) - model.encode(TEXTS[1], tokenizer)).max() <= atol
 
 
 # ------------------------------------------------------------------------------------------------------- what fails
@@ -336,11 +413,11 @@ def test_refusals(checkpoints, forms, base_model_path, tmp_path):
         "form='gguf': must be one of magnet, merged, encoder, generator, adapter"
     )
     assert refusal(gated, out, dtype="int8").startswith("dtype='int8': must be one of auto")
-    assert "only form='adapter' names a base" in refusal(gated, out, "merged", base_model_name_or_path="x")
-    assert "is no folder, and no Hub id" in refusal(tmp_path / "none" / "such", out)
-    assert "model_type='llama' is no MAGNET checkpoint" in refusal(base_model_path, out)
+    assert "only form='adapter' has a base" in refusal(gated, out, "merged", base_model_name_or_path="x")
+    assert "is not a folder, nor a Hub id" in refusal(tmp_path / "none" / "such", out)
+    assert "model_type='llama' is not a MAGNET checkpoint" in refusal(base_model_path, out)
     assert "this checkpoint has no adapter" in refusal(forms / "merged", out, "adapter")
-    assert "model_type='llama' is no MAGNET base" in refusal(
+    assert "model_type='llama' is not a MAGNET base" in refusal(
         gated, out, "adapter", base_model_name_or_path=str(base_model_path)
     )
     assert "has causal_adapter=True, the checkpoint False" in refusal(
@@ -350,7 +427,7 @@ def test_refusals(checkpoints, forms, base_model_path, tmp_path):
     weights = tensors(tmp_path / "other")
     weights["model.norm.weight"][0] += 1
     save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
-    assert "1 tensors differ from the checkpoint's base, model.norm.weight for one" in refusal(
+    assert "1 tensors differ from the checkpoint's base, such as model.norm.weight" in refusal(
         gated, out, "adapter", base_model_name_or_path=str(tmp_path / "other")
     )
     assert "has pooling='mean', the checkpoint 'last_token'" in refusal(
@@ -391,7 +468,7 @@ def test_all_or_nothing(checkpoints, tmp_path, monkeypatch):
     (tmp_path / ".out.unfinished").mkdir()  # of a process that was killed
     (tmp_path / ".out.unfinished" / "stale.py").write_text("")
     with monkeypatch.context() as patch:
-        patch.setattr("magnet_hub.forms.write_model_card", full_disk)
+        patch.setattr("magnet_hub.export.write_model_card", full_disk)
         with pytest.raises(OSError):
             export_checkpoint(checkpoints / "gated", tmp_path / "out", "generator")
     assert list((tmp_path / "out").iterdir()) == [] and not (tmp_path / ".out.unfinished").exists()

@@ -1,13 +1,11 @@
 """`MagnetTrainer` from Python: data sets in, a trained MAGNET model out; and what is refused with a sentence."""
 
 import copy
-import re
-from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from conftest import BASE_MODEL, REPOSITORY
+from conftest import BASE_MODEL
 from datasets import Dataset
 from families import build_base
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -15,7 +13,6 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from magnet_train import MagnetTrainer, MagnetTrainingArguments, ViewArguments
 from modeling_magnet import FAMILIES
 
-GUIDE = (REPOSITORY / "docs" / "training.md").read_text(encoding="utf-8")
 NAMES = ["Tom", "Mina", "Jorge", "Elif", "Sam", "Ada", "Kim", "Lee"]
 STORY = "{} was hungry. There was no bread, so a loaf had to be baked. It took an hour and it smelt of home."
 VIEW = {"max_length": 48, "span_max": 8}
@@ -120,6 +117,7 @@ def test_the_folder_of_a_base_is_enough(family, make, tmp_path, tokenizer):
     assert type(model) is FAMILIES[family] and model.config.adapter["r"] == 16
     assert all(p.abs().max() > 0 for name, p in model.named_parameters() if name.endswith("_lora.B"))
     trainer.save_model()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=False).eos_token_id == 2
     again = FAMILIES[family].from_pretrained(tmp_path / "out")
     ids = torch.tensor([[1, 70, 80, 90, 100, 110, 120, 130]])
     with torch.no_grad():
@@ -205,25 +203,6 @@ def test_pairs_that_are_never_trained_are_warned_of(make, pairs, caplog):
     assert "SSCL is never trained" not in caplog.text  # no pairs, none expected
     make(train_pairs=pairs, sscl_start_step=3400)
     assert "sscl_start_step=3400: not reached in max_steps=2 steps, so SSCL is never trained" in caplog.text
-
-
-# ----------------------------------------------------------------------------------------------------------- the guide
-
-
-def test_the_guides_examples_run(tmp_path, monkeypatch):
-    """As they stand there, but on the CPU."""
-    section = GUIDE[GUIDE.index("## From Python") : GUIDE.index("## What a run leaves")]
-    blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    assert len(blocks) == 2
-    monkeypatch.chdir(tmp_path)
-    Path("examples").symlink_to(REPOSITORY / "examples")
-    namespace = {}
-    for block in blocks:
-        exec(compile(block, "docs/training.md", "exec"), namespace)
-        trainer = namespace["trainer"]
-        assert trainer.state.global_step == trainer.args.max_steps > 0
-    assert isinstance(namespace["filled"], str) and namespace["filled"].startswith("Mina was hungry. ")
-    assert AutoTokenizer.from_pretrained(namespace["args"].output_dir, trust_remote_code=False).eos_token_id == 2
 
 
 def test_the_package_offers_what_it_names():

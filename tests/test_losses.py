@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import magnet_train.losses
-from magnet_train.losses import mntp_loss, msg_loss, sscl_loss
+from magnet_train.losses import kl_loss, mntp_loss, msg_loss, sscl_loss
 
 TOKEN_LOSSES = pytest.mark.parametrize("token_loss", [mntp_loss, msg_loss])
 
@@ -47,6 +47,19 @@ def test_token_loss_equals_the_formula(token_loss, num_items):
         5 if num_items is None else num_items
     )
     assert token_loss(logits, targets, num_items).item() == pytest.approx(expected, rel=1e-6)
+
+
+@TOKEN_LOSSES
+def test_a_single_target_counts_once(token_loss):
+    assert token_loss(torch.zeros(1, 4), torch.tensor([2])).item() == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("num_items", [None, 9])
+def test_kl_equals_the_formula(num_items):
+    logits, base = 2 * random(3, 7), 2 * random(3, 7, seed=1)
+    p, q = base.softmax(-1), logits.softmax(-1)
+    expected = (p * (p / q).log()).sum().item() / (num_items or 3)
+    assert kl_loss(logits, base, num_items).item() == pytest.approx(expected, rel=1e-5)
 
 
 @TOKEN_LOSSES

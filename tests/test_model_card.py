@@ -13,17 +13,17 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import LlamaConfig
 
-from magnet_hub.card import checkpoint_origin, is_generated, refresh_model_card, write_model_card
-from magnet_hub.card_texts import FORMS
-from magnet_hub.forms import export_checkpoint
-from magnet_hub.origin import Origin, read_origin
-from magnet_hub.results import Measured, read_eval_results, write_eval_results
+from magnet_hub.card import checkpoint_summary, is_generated, refresh_model_card, write_model_card
+from magnet_hub.eval_results import Measured, read_eval_results, write_eval_results
+from magnet_hub.export import export_checkpoint
 from magnet_hub.save import save_checkpoint
+from magnet_hub.training_summary import TrainingSummary, read_training_summary
 from modeling_magnet import MagnetLlamaConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "examples" / "assets" / "magnet-tiny"
-CONFIG = MagnetLlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, infill_end_token_id=2)
+SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "dtype": "float32"}
+CONFIG = MagnetLlamaConfig(**SIZES, infill_end_token_id=2)
 SPEARMAN = Measured("sentence-similarity", "STS-B", "spearman", 71.25, "STS", "Spearman x 100", [70.5, 72.0])
 
 
@@ -48,28 +48,51 @@ def text_of(folder: Path) -> str:
 # ----------------------------------------------------------------------------------------------------- what it says
 
 
-@pytest.mark.parametrize(
-    ("form", "library", "pipeline"),
-    [
-        ("magnet", "transformers", "text-generation"),
-        ("merged", "transformers", "text-generation"),
-        ("encoder", "sentence-transformers", "sentence-similarity"),
-        ("generator", "transformers", "text-generation"),
-        ("adapter", "peft", "text-generation"),
-    ],
-)
-def test_metadata_of_each_form(tmp_path, form, library, pipeline):
-    origin = Origin(base_model="HuggingFaceTB/SmolLM2-135M", license="apache-2.0", language="en", datasets=["a/b"])
-    write_model_card(CONFIG, tmp_path, form, origin, repo_id="anna/tiny")
+TITLES = {
+    "magnet": "MAGNET checkpoint",
+    "merged": "MAGNET checkpoint, adapter merged",
+    "encoder": "MAGNET encoder",
+    "generator": "MAGNET generator",
+    "adapter": "MAGNET adapter",
+}
+LIBRARIES = {"encoder": "sentence-transformers", "adapter": "peft"}
+
+
+@pytest.mark.parametrize("form", TITLES)
+def test_metadata_of_each_form(tmp_path, form):
+    known = {
+        "base_model": "HuggingFaceTB/SmolLM2-135M",
+        "license": "apache-2.0",
+        "language": "en",
+        "datasets": ["a/b"],
+    }
+    write_model_card(CONFIG, tmp_path, form, TrainingSummary(known), repo_id="anna/tiny")
     card = ModelCard.load(tmp_path / "README.md")
     data = card.data.to_dict()
-    assert (data["library_name"], data["pipeline_tag"]) == (library, pipeline)
-    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M" and data["datasets"] == ["a/b"]
+    assert data.items() >= known.items() and "model_name" not in data and "model-index" not in data
+    assert data["library_name"] == LIBRARIES.get(form, "transformers")
+    assert data["pipeline_tag"] == ("sentence-similarity" if form == "encoder" else "text-generation")
     assert data["base_model_relation"] == ("adapter" if form == "adapter" else "finetune")
-    assert (data["license"], data["language"]) == ("apache-2.0", "en")
     assert "magnet" in data["tags"] and ("custom_code" in data["tags"]) is (form not in ("encoder", "generator"))
+    assert card.text.startswith(f"\n# {TITLES[form]}\n\n") and "Licence: apache-2.0, that of the base" in card.text
     assert "https://arxiv.org/abs/2501.08648" in card.text and '"anna/tiny"' in card.text
     assert ("trust_remote_code=True)" in card.text) is (form not in ("encoder", "generator"))
+    for rest in ("{{", "{%", "\n\n\n", "None", "Undefined"):  # of the template
+        assert rest not in card.text.replace("\nNone: there is no", "").replace("\nNone here: ", "")
+
+
+def test_licence_by_name_and_what_is_in_it(tmp_path):
+    adapter = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    config = MagnetLlamaConfig(**SIZES, adapter=adapter, causal_adapter=True)
+    write_model_card(config, tmp_path, summary=TrainingSummary({"license": "other", "license_name": "gemma"}))
+    text = text_of(tmp_path)
+    assert "Licence: gemma, that of the base model." in text and "Causal mode is adapted too" in text
+    assert (
+        "* 2 layers, width 64, vocabulary 32000\n* at most 2048 tokens, loads as float32\n* adapter: LoRA r=4" in text
+    )
+    assert "alpha=8 on q_proj, v_proj\n* gaps of a given length only" in text and "tokenizer, length=8))" in text
+    write_model_card(CONFIG, tmp_path)
+    assert "Causal mode is the base model's" in text_of(tmp_path) and "length=8" not in text_of(tmp_path)
 
 
 def test_another_form_is_refused(tmp_path):
@@ -79,7 +102,7 @@ def test_another_form_is_refused(tmp_path):
 
 def test_a_hub_base_and_hub_data_are_named(tmp_path):
     run = run_of(tmp_path / "run", model_name_or_path="HuggingFaceTB/SmolLM2-135M", train_file="wiki/text:en@v1")
-    write_model_card(CONFIG, tmp_path, origin=read_origin(run))
+    write_model_card(CONFIG, tmp_path, summary=read_training_summary(run))
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.base_model, data.datasets) == ("HuggingFaceTB/SmolLM2-135M", ["wiki/text"])
     text = text_of(tmp_path)
@@ -89,7 +112,7 @@ def test_a_hub_base_and_hub_data_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_local_names_stay_at_home(tmp_path, exists, monkeypatch):
+def test_local_names_stay_at_home(tmp_path, exists):
     base = tmp_path / "home" / "base"
     if exists:
         base.mkdir(parents=True)
@@ -97,7 +120,7 @@ def test_local_names_stay_at_home(tmp_path, exists, monkeypatch):
     run = run_of(
         tmp_path / "run", model_name_or_path=str(base), pairs_file="/home/anna/pairs.jsonl", hub_token="hf_abc"
     )
-    write_model_card(CONFIG, tmp_path, origin=read_origin(run))
+    write_model_card(CONFIG, tmp_path, summary=read_training_summary(run))
     text, data = text_of(tmp_path), ModelCard.load(tmp_path / "README.md").data.to_dict()
     for leak in (str(tmp_path), "/home", "secret", "anna", "hf_abc"):
         assert leak not in text
@@ -111,7 +134,7 @@ def test_a_relative_folder_is_no_hub_id(tmp_path, monkeypatch):
     """`runs/base` could be either; where there is such a folder, it is that."""
     (tmp_path / "runs" / "base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert read_origin(run_of(tmp_path / "run", model_name_or_path="runs/base")).base_model is None
+    assert "base_model" not in read_training_summary(run_of(tmp_path / "run", model_name_or_path="runs/base")).metadata
 
 
 def test_what_was_known_survives_elsewhere(tmp_path, monkeypatch):
@@ -121,14 +144,14 @@ def test_what_was_known_survives_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = run_of(tmp_path / "run", model_name_or_path="runs/base")
     CONFIG.save_pretrained(run)
-    write_model_card(CONFIG, run, origin=read_origin(run))
+    write_model_card(CONFIG, run, summary=read_training_summary(run))
     monkeypatch.chdir("/")
     assert refresh_model_card(run, repo_id="anna/tiny")
     data = ModelCard.load(run / "README.md").data
     assert data.base_model is None and data.license == "llama2" and '"anna/tiny"' in text_of(run)
     made = tmp_path / "made"
     made.mkdir()
-    write_model_card(CONFIG, made, "encoder", origin=checkpoint_origin(run))
+    write_model_card(CONFIG, made, "encoder", summary=checkpoint_summary(run))
     assert ModelCard.load(made / "README.md").data.license == "llama2" and "3e-05" in text_of(made)
 
 
@@ -137,7 +160,7 @@ def test_a_base_with_a_broken_card_is_a_base_without(tmp_path, content):
     base = tmp_path / "base"
     base.mkdir()
     (base / "README.md").write_text(content)
-    assert read_origin(run_of(tmp_path / "run", model_name_or_path=str(base))).license is None
+    assert read_training_summary(run_of(tmp_path / "run", model_name_or_path=str(base))).metadata == {}
 
 
 # ------------------------------------------------------------------------------------------ overwritten, or left alone
@@ -151,14 +174,21 @@ def test_an_edited_card_is_left_alone(tmp_path):
     (tmp_path / "README.md").write_text(mine)
     assert not is_generated(tmp_path) and not refresh_model_card(tmp_path)
     assert text_of(tmp_path) == mine
-    assert checkpoint_origin(tmp_path) == Origin()  # what others wrote is not taken over as known
+    assert checkpoint_summary(tmp_path) == TrainingSummary()  # what others wrote is not taken over as known
 
 
-def test_a_refreshed_card_keeps_form_and_name(tmp_path):
-    CONFIG.save_pretrained(tmp_path)
-    write_model_card(CONFIG, tmp_path, "merged", repo_id="anna/tiny")
-    assert refresh_model_card(tmp_path)
-    assert FORMS["merged"].title in text_of(tmp_path) and '"anna/tiny"' in text_of(tmp_path)
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_a_refreshed_card_keeps_form_and_name(tmp_path, form):
+    if form == "adapter":  # it has no config.json
+        settings = {"r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"]}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    else:
+        CONFIG.save_pretrained(tmp_path)
+    write_model_card(None if form == "adapter" else CONFIG, tmp_path, form, repo_id="anna/tiny")
+    before = text_of(tmp_path)
+    assert refresh_model_card(tmp_path) and text_of(tmp_path) == before
+    assert f"# {TITLES[form]}\n" in before and '"anna/tiny"' in before
+    assert ("* adapter: LoRA r=4, alpha=8 on q_proj, v_proj" in before) is (form == "adapter")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +202,7 @@ def test_a_refreshed_card_keeps_form_and_name(tmp_path):
 )
 def test_a_checkpoint_without_a_card_gets_that_of_its_form(tmp_path, config, form):
     config.save_pretrained(tmp_path)
-    assert refresh_model_card(tmp_path) and FORMS[form].title in text_of(tmp_path)
+    assert refresh_model_card(tmp_path) and f"# {TITLES[form]}\n" in text_of(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------- measured figures
@@ -213,8 +243,8 @@ def test_figures_of_other_weights_are_left_out(tmp_path, caplog):
         ({"value": "71"}, "value='71'"),
         ({"interval": [1.0]}, r"interval=\[1.0\]"),
         ({"metric": ""}, "metric=''"),
-        ({"dataset_name": "/home/anna/sts.tsv"}, "dataset_name='/home/anna/sts.tsv': names a path"),
-        ({"command": "magnet evaluate --data '/home/x'"}, "command=.*names a path"),
+        ({"dataset_name": "/home/anna/sts.tsv"}, "dataset_name='/home/anna/sts.tsv': contains a local path"),
+        ({"command": "magnet evaluate --data '/home/x'"}, "command=.*contains a local path"),
     ],
 )
 def test_figures_that_cannot_be_are_refused(change, message):
@@ -225,7 +255,7 @@ def test_figures_that_cannot_be_are_refused(change, message):
 @pytest.mark.parametrize("content", ["{", "[]", '{"weights": {}}', '{"weights": {}, "results": [{"f1": 1}]}'])
 def test_a_file_of_another_form_is_named(tmp_path, content):
     (tmp_path / "eval_results.json").write_text(content)
-    with pytest.raises(ValueError, match="eval_results.json: not of the form"):
+    with pytest.raises(ValueError, match="eval_results.json: not in the format"):
         read_eval_results(tmp_path)
 
 
@@ -239,7 +269,7 @@ def test_the_shipped_card_is_of_this_clone():
     assert read_eval_results(SHIPPED) == refresh["measured"]()
     text = text_of(SHIPPED)
     assert "| max_steps | 3800 |" in text and "`pairs.jsonl`" in text
-    assert all(each.shown in text for each in refresh["measured"]())
+    assert all(f"{each.value:.4g}" in text for each in refresh["measured"]())
     assert re.findall(r"/(?:home|work|root|tmp)/\S*", text) == []
 
 

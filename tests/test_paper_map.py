@@ -1,4 +1,4 @@
-"""docs/paper.md names files and functions that exist."""
+"""docs/paper.md and CONTRIBUTING name files and functions that exist."""
 
 import re
 from pathlib import Path
@@ -31,3 +31,18 @@ def test_every_section_of_the_method_has_a_row():
     sections = {"3.1", "3.2.1", "3.2.2", "3.2.3", "3.3", "4.1", "4.2", "4.3", "4.4", "4.6", "Appendix A", "Appendix D"}
     assert len(ROWS) >= 15
     assert all(any(row.split("|")[1].strip().startswith(section) for row in ROWS) for section in sections)
+
+
+def test_what_contributing_points_to_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = text[text.index("## Where is it?") : text.index("## Adding a family")]
+    rooms = ("modeling_magnet", "train", "hub", "evaluation")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
+    defined = set.union(*map(definitions, files))
+    words = [word for quoted in re.findall(r"`([^`]+)`", text) for word in quoted.split(": ")]
+    assert len(words) > 25
+    for word in words:
+        if word.endswith((".py", "/")):
+            assert any(str(path).endswith(f"/{word}") for path in files) or (ROOT / word).is_dir(), word
+        elif word not in ("infill()", "sscl_start_step"):
+            assert word.split(".")[-1] in defined, word

@@ -5,7 +5,7 @@ import torch
 
 from magnet_train.settings import precision
 from magnet_train.settings.precision import bf16_is_faster
-from magnet_train.settings.recipes import parse_with_sources
+from magnet_train.settings.recipes import parse
 
 BASE = ["--config", "default", "--model_name_or_path", "base", "--train_file", "t.txt", "--pairs_file", "p.jsonl"]
 
@@ -30,14 +30,16 @@ def rates(monkeypatch):
 
 
 def parsed(tmp_path, *flags):
-    model, _, _, training, sources = parse_with_sources([*BASE, "--output_dir", str(tmp_path), *flags])
-    return (model.dtype, training.bf16), (sources["dtype"], sources["bf16"])
+    model, _, _, training = parse([*BASE, "--output_dir", str(tmp_path), *flags])
+    return model.dtype, training.bf16
 
 
-def test_the_faster_one_is_taken_and_told(rates, tmp_path):
+def test_the_faster_one_is_taken_and_told(rates, tmp_path, caplog):
+    caplog.set_level("INFO", logger="magnet_train")
     rates(132.4, 1.19)
-    source = "paper.yaml, auto: float32 132, bfloat16 1.19 GFLOP/s here"
-    assert parsed(tmp_path) == (("float32", False), (source, source))
+    assert parsed(tmp_path) == ("float32", False)
+    for name, chosen in (("dtype", "float32"), ("bf16", "False")):
+        assert f"{name}: auto is {chosen}, float32 132, bfloat16 1.19 GFLOP/s here" in caplog.messages
 
 
 def test_bfloat16_must_be_faster_by_a_tenth(rates):
@@ -50,14 +52,15 @@ def test_bfloat16_must_be_faster_by_a_tenth(rates):
 
 def test_flags_win(rates, tmp_path):
     rates(100.0, 1.0)
-    assert parsed(tmp_path, "--bf16", "true")[0] == ("float32", True)
+    assert parsed(tmp_path, "--bf16", "true") == ("float32", True)
 
 
-def test_a_resumed_run_goes_on_as_it_began(rates, tmp_path):
+def test_a_resumed_run_goes_on_as_it_began(rates, tmp_path, caplog):
+    caplog.set_level("INFO", logger="magnet_train")
     rates(1.0, 100.0)
     (tmp_path / "training_config.yaml").write_text("bf16: false\n")
-    source = "paper.yaml, auto: as the run that is resumed"
-    assert parsed(tmp_path, "--resume", "true") == (("float32", False), (source, source))
+    assert parsed(tmp_path, "--resume", "true") == ("float32", False)
+    assert "bf16: auto is False, as the run that is resumed" in caplog.messages
 
 
 def test_several_processes_on_cpus_do_not_measure(rates, monkeypatch):

@@ -71,14 +71,8 @@ def test_the_variants_are_different_runs(tmp_path):
     differ = ("plain", "one token loss after another", "dropout", "second stage alone", "bfloat16")
     ends = [torch.cat([w.flatten() for w in train(tmp_path / name, VARIANTS[name]).values()]) for name in differ]
     assert all(not torch.equal(one, other) for i, one in enumerate(ends) for other in ends[:i])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(workers, tmp_path):
-    alone = train(tmp_path / "alone", {})
-    helped = train(tmp_path / "helped", {"dataloader_num_workers": workers, "dataloader_persistent_workers": True})
-    assert all(torch.equal(alone[name], helped[name]) for name in alone)
+    helped = train(tmp_path / "helped", VARIANTS["two workers that stay"])
+    assert torch.equal(torch.cat([w.flatten() for w in helped.values()]), ends[0])  # workers change nothing
 
 
 def test_both_passes_over_a_chunk_draw_the_same_dropout(tmp_path):

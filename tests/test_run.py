@@ -5,7 +5,6 @@ import json
 import shutil
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from tokenizers.processors import ByteLevel
@@ -60,13 +59,17 @@ def flags(tmp_path, base_model_path):
     return flags
 
 
+def log_of(folder, key="loss"):
+    lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    return [line for line in lines if key in line]
+
+
 def test_main_writes_a_checkpoint_that_infills(flags, tmp_path, base_model_path):
     main(flags())
     out = tmp_path / "out"
     model = MagnetLlamaForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
-    assert model.config.infill_end_token_id == tokenizer.eos_token_id
-    assert model.config.infill_free_offsets == [16]
+    assert (model.config.infill_end_token_id, model.config.infill_free_offsets) == (tokenizer.eos_token_id, [16])
     assert tokenizer.decode(model.config.mask_token_id) == "_"
 
     parts = ["Tom was hungry. ", model.Gap(length=5), " Then he was full."]
@@ -84,44 +87,20 @@ def test_main_writes_a_checkpoint_that_infills(flags, tmp_path, base_model_path)
         assert torch.equal(model(ids).logits, base(ids).logits)  # causal mode is still the base
         assert not torch.equal(model(ids, attention_mode="bidirectional").logits, base(ids, is_causal=False).logits)
 
-    steps = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3]
-    assert [line["lambda_sscl"] for line in steps if "loss" in line] == [0, 9, 9]
+    assert [(line["step"], line["lambda_sscl"]) for line in log_of(out)] == [(1, 0), (2, 9), (3, 9)]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_main_reads_a_recipe(flags, tmp_path):
-    given = dict(zip(flags()[::2], flags()[1::2]))
-    lines = "".join(f"{key[2:]}: {json.dumps(value)}\n" for key, value in given.items())
-    (tmp_path / "own.yaml").write_text(lines)
-    main(["--config", str(tmp_path / "own.yaml"), "--max_steps", "1", "--lambda_sscl", "0"])
-    steps = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps if "loss" in line] == [1]
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
 def test_held_out_texts_are_measured_before_the_first_step(flags, tmp_path):
-    held_out = tmp_path / "held_out.txt"
     (tmp_path / "held_out.jsonl").write_text('{"text": "Ben slept.", "positive": "Ben was asleep."}\n' * 4)
-    common = flags(eval_file=held_out, eval_strategy="steps", eval_steps=2, max_steps=2, dataloader_drop_last=True)
+    common = flags(eval_file=tmp_path / "held_out.txt", eval_strategy="steps", eval_steps=2, max_steps=2)
     for folder, pairs in (("with", ["--eval_pairs_file", str(tmp_path / "held_out.jsonl")]), ("without", [])):
         main([*common, "--output_dir", str(tmp_path / folder), *pairs])
-        lines = [json.loads(line) for line in (tmp_path / folder / "train_log.jsonl").read_text().splitlines()]
-        evaluations = [line for line in lines if "eval_loss" in line]
+        evaluations = log_of(tmp_path / folder, "eval_loss")
         assert [line["step"] for line in evaluations] == [0, 2]
         assert all(line[f"eval_loss_{name}"] > 0 for line in evaluations for name in ("mntp", "msg"))
-        measured = [line.get("eval_loss_sscl") for line in evaluations]
-        assert measured == (
-            [pytest.approx(0, abs=1e-6)] * 2 if pairs else [None, None]
-        )  # one pair, repeated: no negative
-
-
-@pytest.mark.slow
-def test_same_command_twice_writes_the_same_weights(flags, tmp_path):
-    for number in (1, 2):
-        main(flags(output_dir=tmp_path / str(number), max_steps=2, learning_rate=1e-3))
-    one, other = ((tmp_path / str(number) / "model.safetensors").read_bytes() for number in (1, 2))
-    assert one == other
+        nothing = pytest.approx(0, abs=1e-6) if pairs else None  # one pair, repeated: no negative
+        assert [line.get("eval_loss_sscl") for line in evaluations] == [nothing] * 2
 
 
 def test_sscl_without_pairs_is_refused_before_a_model_is_loaded(flags, monkeypatch):
@@ -131,17 +110,25 @@ def test_sscl_without_pairs_is_refused_before_a_model_is_loaded(flags, monkeypat
         main(flags(pairs_file=None))
 
 
+@pytest.mark.parametrize("path", ["texts.txt", "texts.txt/below", "/proc/new"])
+def test_an_output_dir_that_cannot_be_made_is_refused_first(flags, tmp_path, monkeypatch, path):
+    """Nobody may write into /proc, root neither, whom permission bits do not bind."""
+    monkeypatch.setattr("magnet_train.run.build_trainer", None)
+    with pytest.raises(SystemExit, match=f"magnet train: .*{path.removesuffix('/below')}"):
+        main(flags(output_dir=tmp_path / path))
+
+
 # ----------------------------------------------------------------------------------------------------------- build_model
 
 
-def model_args(path, **settings):
-    return ModelArguments(model_name_or_path=str(path), **settings)
+def build(path, tokenizer, views=ViewArguments(), **settings):
+    return build_model(ModelArguments(model_name_or_path=str(path), **settings), views, tokenizer)
 
 
 def test_build_model_adds_what_was_asked_for(base_model_path, tokenizer):
     settings = {"lora_r": 3, "lora_alpha": 5, "lora_target_modules": ["q_proj", "up_proj"], "dtype": "bfloat16"}
     settings |= {"causal_adapter": True, "pooling": "mean", "projection_head": "mlp", "representation_prompt": "Say:"}
-    model = build_model(model_args(base_model_path, **settings), ViewArguments(), tokenizer)
+    model = build(base_model_path, tokenizer, **settings)
     config = model.config
     assert config.adapter == {"r": 3, "alpha": 5, "target_modules": ["q_proj", "up_proj"]}
     assert (config.causal_adapter, config.pooling, config.projection_head) == (True, "mean", "mlp")
@@ -156,13 +143,13 @@ def test_build_model_adds_what_was_asked_for(base_model_path, tokenizer):
 
 def test_build_model_goes_on_with_a_magnet_checkpoint(base_model_path, tokenizer, tmp_path):
     torch.manual_seed(0)
-    first = build_model(model_args(base_model_path, lora_r=3, projection_head="linear"), ViewArguments(), tokenizer)
+    first = build(base_model_path, tokenizer, lora_r=3, projection_head="linear")
     with torch.no_grad():
         for name, parameter in first.named_parameters():
             if "_lora.B" in name:
                 parameter.normal_()
     first.save_pretrained(tmp_path)
-    again = build_model(model_args(tmp_path, lora_r=16), ViewArguments(), tokenizer)
+    again = build(tmp_path, tokenizer, lora_r=16)
     assert again.config.adapter == first.config.adapter  # the checkpoint's own, whatever the flags say
     weights = again.state_dict()
     assert weights.keys() == first.state_dict().keys()
@@ -173,26 +160,21 @@ def test_build_model_goes_on_with_a_magnet_checkpoint(base_model_path, tokenizer
 
 @pytest.mark.parametrize("before", [{"gap_layout": "exact"}, {"gap_layout": "mixed", "free_offset": 32}])
 def test_a_checkpoint_trained_further_on_free_gaps_says_so(base_model_path, tokenizer, tmp_path, before):
-    build_model(model_args(base_model_path), ViewArguments(**before), tokenizer).save_pretrained(tmp_path)
-    again = build_model(model_args(tmp_path), ViewArguments(gap_layout="mixed", free_offset=64), tokenizer)
-    assert again.config.infill_end_token_id == tokenizer.eos_token_id
-    assert again.config.infill_free_offsets == [64]
-    kept = build_model(model_args(tmp_path), ViewArguments(gap_layout="exact"), tokenizer)
+    build(base_model_path, tokenizer, ViewArguments(**before)).save_pretrained(tmp_path)
+    again = build(tmp_path, tokenizer, ViewArguments(gap_layout="mixed", free_offset=64)).config
+    assert (again.infill_end_token_id, again.infill_free_offsets) == (tokenizer.eos_token_id, [64])
+    kept = build(tmp_path, tokenizer, ViewArguments(gap_layout="exact")).config
     expected = (None, [128]) if before["gap_layout"] == "exact" else (tokenizer.eos_token_id, [32])
-    assert (kept.config.infill_end_token_id, kept.config.infill_free_offsets) == expected
+    assert (kept.infill_end_token_id, kept.infill_free_offsets) == expected
 
 
 def test_ordinary_tokens_are_all_but_special_and_mask(base_model_path, tokenizer):
-    config = build_model(model_args(base_model_path), ViewArguments(), tokenizer).config
+    config = build(base_model_path, tokenizer).config
     tokens = special_tokens(config, tokenizer)
     left_out = set(range(config.vocab_size)) - set(tokens.ordinary.tolist())
     assert left_out == {*tokenizer.all_special_ids, config.mask_token_id}
-    assert (tokens.bos, tokens.mask, tokens.end) == (
-        tokenizer.bos_token_id,
-        config.mask_token_id,
-        tokenizer.eos_token_id,
-    )
-    assert np.issubdtype(tokens.ordinary.dtype, np.integer)
+    ids = (tokenizer.bos_token_id, config.mask_token_id, tokenizer.eos_token_id)
+    assert (tokens.bos, tokens.mask, tokens.end) == ids
 
 
 def without_bos(tokenizer):
@@ -204,16 +186,16 @@ def without_bos(tokenizer):
 
 
 def test_rows_open_with_what_the_tokenizer_or_the_model_says(base_model_path, tokenizer, tmp_path):
-    args, bare = model_args(base_model_path), without_bos(tokenizer)
-    config = build_model(args, ViewArguments(), bare).config
+    bare = without_bos(tokenizer)
+    config = build(base_model_path, bare).config
     assert config.text_start_token_id is None and special_tokens(config, bare).bos is None
     assert special_tokens(config, tokenizer).bos == 1
-    model = build_model(model_args(base_model_path, text_start_token="</s>"), ViewArguments(), bare)
+    model = build(base_model_path, bare, text_start_token="</s>")
     assert model.config.text_start_token_id == special_tokens(model.config, bare).bos == 2
     model.save_pretrained(tmp_path)
-    assert build_model(model_args(tmp_path), ViewArguments(), bare).config.text_start_token_id == 2
+    assert build(tmp_path, bare).config.text_start_token_id == 2
     with pytest.raises(ValueError, match="text_start_token='two tokens': must be one token of the tokenizer, and is "):
-        build_model(model_args(base_model_path, text_start_token="two tokens"), ViewArguments(), tokenizer)
+        build(base_model_path, tokenizer, text_start_token="two tokens")
 
 
 @pytest.mark.parametrize("start", [pytest.param(None, marks=pytest.mark.slow), "</s>"])
@@ -224,8 +206,7 @@ def test_a_tokenizer_without_bos_trains(flags, base_model_path, tokenizer, tmp_p
     out = tmp_path / "out"
     model, bare = MagnetLlamaForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert bare("")["input_ids"] == [] and model.config.text_start_token_id == (start and 2)
-    steps = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps if line.get("loss", 0) > 0] == [1, 2, 3]
+    assert [line["step"] for line in log_of(out) if line["loss"] > 0] == [1, 2, 3]
     filled = model.infill("Tom was hungry. <|gap|> Then he was full.", bare, length=5)
     assert filled.startswith("Tom was hungry. ") and filled.endswith(" Then he was full.")
 
@@ -235,7 +216,7 @@ def test_another_kind_of_model_is_refused(base_model_path, tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     families = "llama, mistral, qwen2, qwen3, gemma3_text, granite"
     with pytest.raises(ValueError, match=f"its model_type is 'gpt_neox'. MAGNET knows these families: {families}"):
-        build_model(model_args(tmp_path), ViewArguments(), tokenizer)
+        build(tmp_path, tokenizer)
 
 
 def test_mask_token_is_the_last_token_of_its_text(tokenizer):
@@ -244,20 +225,11 @@ def test_mask_token_is_the_last_token_of_its_text(tokenizer):
         mask_token_id("", tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("layout", "length", "fits"),
-    [("exact", 64, True), ("exact", 65, False), ("mixed", 44, True), ("mixed", 45, False)],
-)
-def test_check_lengths(tiny_magnet, layout, length, fits):
+@pytest.mark.parametrize(("layout", "longest"), [("exact", 64), ("mixed", 44)])
+def test_check_lengths(tiny_magnet, layout, longest):
     config = tiny_magnet(max_position_embeddings=64).config
-    arguments = (
-        config,
-        ViewArguments(max_length=length, gap_layout=layout, free_offset=10),
-    )
-    if fits:
-        check_lengths(*arguments)
-        return
-    with pytest.raises(ValueError) as error:
-        check_lengths(*arguments)
-    for name in (f"max_length={length}", "position 65", "max_position_embeddings=64"):
-        assert name in str(error.value)
+    check_lengths(config, ViewArguments(max_length=longest, gap_layout=layout, free_offset=10))
+    with pytest.raises(
+        ValueError, match=f"max_length={longest + 1} .* position 65, beyond max_position_embeddings=64"
+    ):
+        check_lengths(config, ViewArguments(max_length=longest + 1, gap_layout=layout, free_offset=10))

@@ -78,7 +78,8 @@ def test_the_end_tokens_logprob(model, tokenizer, fewest):
     bias = {"sequence_bias": {(2,): 1e4}, "min_new_tokens": fewest}
     (gap,) = model.infill("Tom was<|gap|> sad.", tokenizer, return_dict=True, **bias).gaps
     pieces = token_pieces(["Tom was", " sad."], tokenizer)
-    naive = next_logits(model, pieces, [FREE_OFFSET], 0, gap.token_ids).log_softmax(-1)[2]
+    logits = next_logits(model, pieces, [FREE_OFFSET], 0, gap.token_ids, may_be_empty=fewest == 0)
+    naive = logits.log_softmax(-1)[2]
     assert (len(gap.token_ids), gap.finish_reason) == (fewest, "end_token")
     assert gap.end_logprob == pytest.approx(float(naive), abs=1e-4)
 

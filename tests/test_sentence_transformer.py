@@ -10,7 +10,7 @@ from conftest import BASE_MODEL
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from magnet_hub.forms import export_checkpoint
+from magnet_hub.export import export_checkpoint
 from magnet_hub.save import save_checkpoint
 from magnet_hub.sentence_transformer import INSTRUCTIONS
 from modeling_magnet.encoding_magnet import text_ids

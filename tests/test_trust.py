@@ -11,9 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from magnet_check.checkpoint import Checkpoint
-from magnet_check.run import run_checks
 from magnet_cli.main import main
+from magnet_hub.check import Checkpoint, run_checks
 from magnet_hub.save import save_checkpoint
 from magnet_hub.trust import check_source
 from magnet_train import run
@@ -24,7 +23,7 @@ GAP = "Tom was hungry. <|gap|> He was full."
 COMMANDS = {
     "infill": ["infill", GAP, "--length", "3"],
     "encode": ["encode", "Tom was hungry."],
-    "evaluate": ["evaluate", "--stories", "stories.jsonl"],
+    "evaluate": ["evaluate", "infill", "--data", "data", "--out", "report"],
     "export": ["export", "--output_dir", "out"],
     "train": ["train", "--train_file", "texts.txt", "--output_dir", "out", "--max_steps", "1", "--lambda_sscl", "0"],
 }
@@ -36,7 +35,8 @@ def folder(text_magnet, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "texts.txt").write_text("Tom was hungry and went to the kitchen to look for bread.\n" * 64)
-    (tmp_path / "stories.jsonl").write_text(json.dumps({"sentences": ["Tom ran.", "He fell.", "It hurt."]}) + "\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "validation.jsonl").write_text(json.dumps({"sentences": ["Tom ran.", "He fell."]}) + "\n")
     save_checkpoint(text_magnet(), tokenizer, tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
@@ -78,7 +78,7 @@ def test_no_weights_are_read_outside_the_folder(folder, tmp_path, command, way):
     told = {
         "parent": "a shard outside the folder",
         "absolute": "a shard by an absolute path",
-        "link": "is a link that",
+        "link": "is a link out of",
     }
     ends(command, folder, told[way])
 
@@ -93,7 +93,7 @@ def test_a_link_to_a_file_of_any_kind_is_refused_and_the_hubs_cache_is_not(folde
     check_source(snapshot)
     (folder / "tokenizer.json").rename(tmp_path / "elsewhere.json")
     (folder / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(ValueError, match="tokenizer.json is a link that leads out"):
+    with pytest.raises(ValueError, match="tokenizer.json is a link out"):
         check_source(folder)
 
 
@@ -112,7 +112,7 @@ def test_no_configuration_chooses_a_kernel(folder, key):
         AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").config._attn_implementation
         == "eager"
     )
-    ends("infill", folder, f"config.json sets {key}='evil/attn', code of elsewhere")
+    ends("infill", folder, f"config.json sets {key}='evil/attn', external code")
 
 
 def test_nor_does_that_of_a_plain_base(tmp_path, tokenizer, monkeypatch):
@@ -123,9 +123,10 @@ def test_nor_does_that_of_a_plain_base(tmp_path, tokenizer, monkeypatch):
     (tmp_path / "base" / "config.json").write_text(json.dumps(settings | {"attn_implementation": "evil/attn"}))
     assert MagnetLlamaForCausalLM.from_pretrained(tmp_path / "base").config._attn_implementation == "sdpa"
     (tmp_path / "texts.txt").write_text("Tom was hungry and went to the kitchen.\n")
-    (tmp_path / "stories.jsonl").write_text(json.dumps({"sentences": ["Tom ran.", "He fell."]}) + "\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "validation.jsonl").write_text(json.dumps({"sentences": ["Tom ran.", "He fell."]}) + "\n")
     for command in ("evaluate", "train"):
-        ends(command, tmp_path / "base", "code of elsewhere")
+        ends(command, tmp_path / "base", "external code")
 
 
 class Canary:
@@ -155,15 +156,6 @@ def test_nor_one_of_harmless_tensors_beside_the_commands(tmp_path):
         MagnetLlamaForCausalLM.from_pretrained(tmp_path)
 
 
-def test_code_without_a_card_is_not_run_by_check(folder, tmp_path):
-    with (folder / "modeling_magnet.py").open("a") as file:
-        file.write(f"\nopen({str(tmp_path / 'canary')!r}, 'w').close()\n")
-    (folder / "README.md").unlink()
-    outcomes = {each.name: each for each in run_checks(Checkpoint(folder, trust_remote_code=True))}
-    assert outcomes["code, card"].status == "FAIL" and "against the installed package" in outcomes["code, card"].detail
-    assert outcomes["modes, sdpa"].status == "skipped" and not (tmp_path / "canary").exists()
-
-
 # ------------------------------------------------------------------------------------------------------------- damage
 
 
@@ -173,7 +165,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(folder, command, value,
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    ends(command, folder, "the tensor model.layers.1.mlp.up_proj.weight holds NaN or infinity")
+    ends(command, folder, "the tensor model.layers.1.mlp.up_proj.weight contains NaN or infinity")
     assert capsys.readouterr().out == ""
 
 

@@ -1,5 +1,7 @@
 """The training view of a text: spans, masks, labels and positions (sections 3.2 and 3.3, Appendix A)."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -122,13 +124,14 @@ def test_spans_keep_to_their_limits(n, seed, view_settings):
 
 def test_spans_take_every_length_and_place():
     """Uniform lengths from span_min to span_max, and spans at both ends of the row."""
-    lengths, starts, ends = set(), set(), set()
+    lengths, starts, ends = Counter(), set(), set()
     for seed in range(1500):
         for start, length in spans_of(draw(40, seed, span_min=4, span_max=8, max_spans=1)[0]):
-            lengths.add(length)
+            lengths[length] += 1
             starts.add(start)
             ends.add(start + length)
-    assert lengths == {4, 5, 6, 7, 8}
+    assert sorted(lengths) == [4, 5, 6, 7, 8]
+    assert all(240 < count < 360 for count in lengths.values())
     assert min(starts) == 1 and max(ends) == 41
     assert starts == set(range(1, 38))
 
@@ -148,6 +151,14 @@ def test_sentence_spans_are_whole_sentences():
     for seed in range(300):
         seen.update(sample_spans(starts, view_settings, np.random.default_rng(seed)))
     assert seen == sentences
+
+
+def test_either_of_two_sentences_is_a_span():
+    starts = np.zeros(50, bool)
+    starts[[1, 30]] = True
+    view_settings = ViewArguments(sentence_span_ratio=1.0, max_spans=1, max_span_share=1.0)
+    drawn = {tuple(sample_spans(starts, view_settings, np.random.default_rng(seed))) for seed in range(50)}
+    assert drawn == {((1, 29),), ((30, 20),)}
 
 
 def test_a_text_of_one_sentence_has_no_sentence_span():
@@ -333,6 +344,9 @@ def test_log_uniform_lengths():
     ]
     assert len(found) == 600 and min(found) == 4 and max(found) > 55
     assert 240 < sum(length < 16 for length in found) < 360
+    short = ViewArguments(span_min=4, span_max=8, span_lengths="log_uniform", max_spans=1)
+    drawn = {sample_spans(np.zeros(60, bool), short, np.random.default_rng(seed))[0][1] for seed in range(200)}
+    assert drawn == {4, 5, 6, 7, 8}
 
 
 # ------------------------------------------------------------------------------------------------- whole-row settings

@@ -5,8 +5,9 @@ import torch
 from families import build_magnet
 from transformers import TrainerCallback
 
-from magnet_train.data.dataset import MagnetCollator, MagnetDataset, Text
-from magnet_train.data.sentences import PairDeck
+from magnet_train.data.blocks import Text
+from magnet_train.data.dataset import MagnetCollator, MagnetDataset
+from magnet_train.data.pairs import PairDeck
 from magnet_train.model import is_trained
 from magnet_train.settings.arguments import MagnetTrainingArguments, ViewArguments
 from magnet_train.trainer import MagnetTrainer

@@ -2,7 +2,7 @@
 
 import importlib
 
-# imported lazily, so that `magnet train --help` need not wait for torch
+# imported lazily, so that reading texts need not wait for the Trainer
 _MODULES = {
     "MagnetTrainer": "trainer",
     "MagnetTrainingArguments": "settings.arguments",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magnet_eval.embedding import read_graded_pairs
+from magnet_eval.data import read_graded_pairs
 from magnet_eval.stories import embedding_row, infilling_row, load, read_stories
 
 from .run import train

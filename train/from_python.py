@@ -6,12 +6,17 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from magnet_hub.trust import check_source
 from modeling_magnet.configuration_magnet import MagnetFields
 
-from .data.dataset import Sources, TrainingData, prepare
+from .data.pairs import Pair, load_pairs
 from .data.reading import load_texts
-from .data.sentences import Pair, load_pairs
+from .data.training_data import Sources, TrainingData, prepare
 from .model import build_model, check_lengths, prepare_model
-from .settings.arguments import MagnetTrainingArguments, ModelArguments, ViewArguments
-from .settings.checks import check_training, warn_of_late_pairs
+from .settings.arguments import (
+    MagnetTrainingArguments,
+    ModelArguments,
+    ViewArguments,
+    check_arguments,
+    warn_of_late_pairs,
+)
 
 
 def prepared(
@@ -45,7 +50,7 @@ def prepared(
     else:
         model = prepare_model(model, view_args, tokenizer)
     check_lengths(model.config, view_args)
-    check_training(model.config.causal_adapter, view_args, args)
+    check_arguments(model.config.causal_adapter, view_args, args)
     sources = Sources(load_texts(sets["train_dataset"], "text", name="train_dataset"))
     if sets["eval_dataset"] is not None:
         sources.held_out_texts = load_texts(sets["eval_dataset"], "text", name="eval_dataset")

@@ -6,6 +6,7 @@
 """
 
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -20,16 +21,12 @@ from magnet_hub.save import save_checkpoint
 from magnet_hub.trust import check_source
 
 from .curves import CurvesCallback
-from .data.dataset import build_data
+from .data.training_data import TrainingData, build_data
 from .model import build_model, check_lengths, is_trained, unquantised
-from .settings.arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
-from .settings.checks import check_pairs, refuse_data_parallel
-from .settings.provenance import ConfigurationCallback, describe
-from .settings.recipes import parse_with_sources
-from .survival.guard import guarded
-from .survival.output_dir import check_writable
-from .survival.processes import on_main
-from .survival.resuming import check_same_run, checkpoint_to_resume, run_settings, sharding_of
+from .settings.arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments, check_pairs
+from .settings.recipes import configuration, parse
+from .survival.resume import check_same_run, checkpoint_to_resume, run_settings, sharding_of
+from .survival.saving import complete_checkpoints
 from .trainer import MagnetTrainer
 
 logger = logging.getLogger(__name__)
@@ -39,13 +36,13 @@ TRAINED = "trained.safetensors"  # of a run whose checkpoint did not fit
 def main(args: list[str] | None = None) -> None:
     """`python -m magnet_train`: reports errors in settings, data or disk in one line."""
     try:
-        run(args)
+        run(sys.argv[1:] if args is None else args)
     except (ValueError, OSError, FloatingPointError) as error:
         logger.debug("where it happened:", exc_info=True)
         sys.exit(f"magnet train: {error}")
 
 
-def run(args: list[str] | None = None) -> None:
+def run(args: list[str]) -> None:
     """
     `magnet train`.
 
@@ -53,17 +50,13 @@ def run(args: list[str] | None = None) -> None:
         `ValueError`, `OSError` or `FloatingPointError` for errors in settings, data or disk; `SystemExit` with 130
         after a second Ctrl-C.
     """
-    *arguments, sources = parse_with_sources(args)
-    if arguments[3].process_index == 0:
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger(__package__).setLevel(logging.INFO)  # data counts and the checkpoint taken
-        print(describe(arguments, sources), flush=True)
+    logging.basicConfig(format="%(message)s")
+    is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate set it
+    logging.getLogger(__package__).setLevel(logging.INFO if is_main else logging.ERROR)
     try:
-        train(*arguments, sources=sources)
+        train(*parse(args))
     except KeyboardInterrupt:
-        print(
-            "magnet train: left at once; --resume true goes on from the newest complete checkpoint.", file=sys.stderr
-        )
+        print("magnet train: left at once; --resume goes on from the newest complete checkpoint.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -72,7 +65,6 @@ def train(
     data_args: DataArguments,
     view_args: ViewArguments,
     training_args: MagnetTrainingArguments,
-    sources: dict[str, str] | None = None,
 ) -> PreTrainedModel:
     """
     Trains, writes the checkpoint to `output_dir`, and returns the model.
@@ -81,25 +73,22 @@ def train(
         `SystemExit` after SIGTERM or Ctrl-C, with a checkpoint to resume from but without the final one.
     """
     arguments = (model_args, data_args, view_args, training_args)
-    configuration = ConfigurationCallback(arguments, sources)
-    on_main(training_args, lambda: check_writable(Path(training_args.output_dir)))
-    checkpoint = on_main(training_args, lambda: checkpoint_to_resume(training_args))
+    settings = configuration(arguments)  # before the run adds to them
+    Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)  # fails before anything is computed
+    checkpoint = checkpoint_to_resume(training_args)
     trainer, data = build_trainer(*arguments)
-    trainer.add_callback(configuration)
-    settings = run_settings(*arguments, data.fingerprint, sharding_of(trainer))
+    own = run_settings(*arguments, data.fingerprint, sharding_of(trainer))
     if checkpoint is not None:
-        changed_is_fine = training_args.resume_changed
-        on_main(training_args, lambda: check_same_run(checkpoint, settings, trainer.model, changed_is_fine))
-    with guarded(trainer, settings):
+        check_same_run(checkpoint, own, training_args.resume_changed)
+    with complete_checkpoints(trainer, settings, own):
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     export(trainer, model_args, view_args)
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
-def build_trainer(model_args, data_args, view_args, training_args):
+def build_trainer(model_args, data_args, view_args, training_args) -> tuple[MagnetTrainer, TrainingData]:
     """The trainer of a run, and its data."""
-    check_pairs(data_args, training_args)
-    refuse_data_parallel(training_args)
+    check_pairs(data_args, training_args)  # before a model is loaded
     set_seed(training_args.seed)
     check_source(model_args.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, trust_remote_code=False)

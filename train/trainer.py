@@ -19,8 +19,7 @@ from .data.streaming import StreamedDataset
 from .from_python import prepared
 from .losses import kl_loss, mntp_loss, msg_loss, sscl_loss
 from .metrics import Metrics, not_finite, out_of_memory
-from .settings.arguments import MagnetTrainingArguments, ViewArguments
-from .settings.checks import refuse_data_parallel
+from .settings.arguments import MagnetTrainingArguments, ViewArguments, refuse_data_parallel
 from .views import IGNORE
 
 LABELS = {"mntp": "mntp_labels", "msg": "msg_labels"}
@@ -59,7 +58,7 @@ class MagnetTrainer(Trainer):
         `ValueError` for settings that would train nothing, or conflict.
         `FloatingPointError` as soon as a loss or a gradient is not finite, naming the objective, the step and the rows.
 
-    docs/training.md, section "From Python", has an example.
+    docs/train.md, section "From Python", has an example.
     """
 
     loss_is_scaled_for_ga = True  # the losses below are normalised over the accumulated batch

@@ -26,7 +26,7 @@ class Text:
 def tokenize_texts(documents: list[Document], tokenizer, max_length: int) -> list[Text]:
     """Tokenizes texts with special-token parsing off and cuts long ones into blocks of `max_length` - 1 tokens."""
     blocks = []
-    for first in tqdm(range(0, len(documents), 1000), desc="tokenize", unit="k texts", leave=False):
+    for first in tqdm(range(0, len(documents), 1000), desc="tokenize", unit="k texts", leave=False, disable=None):
         for cut in tokenize_documents(documents[first : first + 1000], tokenizer, max_length):
             blocks += cut
     if not blocks:
@@ -74,7 +74,7 @@ def tokenize_sentences(
     lose their end, never the [EOS], and are counted.
     """
     found, room = [], max_length - len(start) - 1
-    for first in tqdm(range(0, len(sentences), 1000), desc="tokenize", unit="k sentences", leave=False):
+    for first in tqdm(range(0, len(sentences), 1000), desc="tokenize", unit="k sentences", leave=False, disable=None):
         batch = [f"{prompt} {text}" if prompt else text for text in sentences[first : first + 1000]]
         found += tokenizer(batch, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     if too_long := sum(len(ids) > room for ids in found):

@@ -7,22 +7,49 @@
 import json
 import logging
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+from transformers.hf_argparser import HfArg
 
 from magnet_hub.trust import check_source
 
-from .paraphrase_arguments import ParaphraseArguments
-from .reading import Document, load_texts
+from ..settings.arguments import check_choices
+from .reading import load_texts
 from .sentences import fold, long_sentences
 
 logger = logging.getLogger(__name__)
 
-SORTED_BATCHES = 64  # batches sorted by length together, so that each has little padding
+AS_TEXT = {"split_special_tokens": True}  # "</s>" in a sentence is text
+
+
+@dataclass
+class ParaphraseArguments:
+    """The settings of `magnet paraphrase`. How candidates are sampled stands in the model's generation_config.json."""
+
+    model_name_or_path: str = HfArg(help="Sequence-to-sequence model: a folder or a Hub id.")
+    input: str = HfArg(help="Texts, as train_file of magnet train: a file, a folder or a Hub id.")
+    output: str = HfArg(help="The .jsonl that is written; rows have text and positive.")
+    text_column: str = HfArg(default="text", help="Column with the text; a list is joined by spaces.")
+    unit: Literal["line", "sentence"] = HfArg(default="line", help="Whole texts (one a line), or each sentence.")
+    min_words: int = HfArg(default=20, help="Only lines or sentences with more words.")
+    limit: int | None = HfArg(default=None, help="Only the first so many.")
+    prefix: str = HfArg(default="", help="Put before each, as 'paraphrase: ' for Parrot.")
+    batch_size: int = HfArg(default=32, help="Sentences at a time.")
+    num_beams: int = HfArg(default=4, help="Beams; 1: none.")
+    num_return_sequences: int = HfArg(
+        default=4, help="Candidates for a sentence; the first that differs from it is taken."
+    )
+    max_new_tokens: int = HfArg(default=128, help="Most tokens of a paraphrase.")
+    seed: int = HfArg(default=0, help="Of sampling.")
+    on_bad: Literal["raise", "skip"] = HfArg(default="raise", help="What happens to rows that cannot be used.")
+
+    def __post_init__(self):
+        check_choices(self)
 
 
 def paraphrase(args: ParaphraseArguments) -> dict[str, int]:
@@ -36,115 +63,74 @@ def paraphrase(args: ParaphraseArguments) -> dict[str, int]:
     output = Path(args.output)
     if output.exists():
         raise ValueError(f"output={args.output!r}: exists. Name another file, or delete it.")
-    sentences, counts = select(args)
-    paraphraser, counts = Paraphraser(args), Counter({"sentences": len(sentences), "pairs": 0} | counts)
+    found = select(args)
+    model, tokenizer = load(args.model_name_or_path)
+    lengths = map(len, tokenizer([args.prefix + text for text in found], **AS_TEXT, verbose=False)["input_ids"])
+    sentences = [text for text, length in zip(found, lengths) if length <= tokenizer.model_max_length]
+    set_seed(args.seed)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f"{output.name}.part")
+    part, counts = output.with_name(f"{output.name}.part"), Counter(sentences=len(found), pairs=0)
     with part.open("w", encoding="utf-8") as file:
-        batches = in_batches(sentences, args.batch_size)
-        for number, batch in enumerate(tqdm(batches, desc="paraphrase", unit="batch")):
-            pairs, found = paraphraser(batch, number)
-            counts.update(pairs=len(pairs), **found)
-            for text, positive in pairs:
-                file.write(json.dumps({"text": text, "positive": positive}, ensure_ascii=False) + "\n")
+        for first in tqdm(range(0, len(sentences), args.batch_size), desc="paraphrase", unit="batch", disable=None):
+            batch = sentences[first : first + args.batch_size]
+            texts, is_cut = candidates(model, tokenizer, batch, args)
+            for number, sentence in enumerate(batch):
+                own = range(number * args.num_return_sequences, (number + 1) * args.num_return_sequences)
+                chosen = next((i for i in own if fold(texts[i]) not in ("", fold(sentence))), None)
+                if chosen is not None:
+                    counts.update(pairs=1, **{"paraphrases cut by max_new_tokens": is_cut[chosen]})
+                    row = {"text": sentence, "positive": texts[chosen].strip()}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
     part.replace(output)
+    counts["longer than the model reads, left out"] = len(found) - len(sentences)
+    counts["same as the sentence, left out"] = len(sentences) - counts["pairs"]
     logger.info("%s: %s", args.output, ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     return dict(counts)
 
 
-# ------------------------------------------------------------------------------------------------------------ sentences
-
-
-def select(args) -> tuple[list[str], dict[str, int]]:
-    """The sentences to paraphrase, each once, and how many were left out."""
+def select(args: ParaphraseArguments) -> list[str]:
+    """The sentences to paraphrase, each once, short ones first: a batch then has little padding."""
     documents = load_texts(args.input, args.text_column, args.on_bad)
     if args.unit == "sentence":
-        found = [sentence.text for sentence in long_sentences(documents, args.min_words)]
-    else:
-        found = [each.text.strip() for each in documents if is_long(each, args.min_words)]
-    sentences = list(dict.fromkeys(found))
-    if not sentences:
+        documents = long_sentences(documents, args.min_words)
+    texts = [each.text.strip() for each in documents]
+    found = list(dict.fromkeys(text for text in texts if len(text.split()) > args.min_words))[: args.limit]
+    if not found:
         raise ValueError(
             f"min_words={args.min_words}: no {args.unit} of {args.input} has more words. Lower min_words"
             + ("." if args.unit == "sentence" else ", or set unit=sentence.")
         )
-    counts = {"repeated left out": len(found) - len(sentences)}
-    return sentences[: args.limit or None], counts
+    return sorted(found, key=len)
 
 
-def is_long(document: Document, min_words: int) -> bool:
-    return len(document.text.split()) > min_words
+def load(path: str):
+    try:
+        check_source(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model_name_or_path={path!r}: no sequence-to-sequence model with its tokenizer. {error}"
+        ) from error
+    return model.to(torch.accelerator.current_accelerator() or "cpu").eval(), tokenizer
 
 
-def in_batches(sentences: list[str], size: int) -> list[list[str]]:
-    """
-    Batches of sentences of similar length, determined by the sentences and the size alone.
-
-    >>> in_batches(["a long one", "b", "c"], 2)
-    [['b', 'c'], ['a long one']]
-    """
-    batches = []
-    for first in range(0, len(sentences), size * SORTED_BATCHES):
-        part = sorted(sentences[first : first + size * SORTED_BATCHES], key=len)
-        batches += [part[start : start + size] for start in range(0, len(part), size)]
-    return batches
-
-
-# ---------------------------------------------------------------------------------------------------------- paraphrases
-
-
-class Paraphraser:
-    """The model and its tokenizer: `paraphraser(sentences, number)` returns pairs and counts of batch `number`."""
-
-    def __init__(self, args):
-        self.args = args
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-        dtype = torch.bfloat16 if args.bf16 else torch.float32
-        try:
-            check_source(args.model_name_or_path)
-            self.tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
-            model = AutoModelForSeq2SeqLM.from_pretrained(
-                args.model_name_or_path, dtype=dtype, trust_remote_code=False, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"model_name_or_path={args.model_name_or_path!r}: no sequence-to-sequence model with its tokenizer. {error}"
-            ) from error
-        self.model = model.to(self.device).eval()
-
-    @torch.inference_mode()
-    def __call__(self, sentences: list[str], number: int) -> tuple[list[tuple[str, str]], dict[str, int]]:
-        encoded, too_long = self.encode(sentences)
-        torch.manual_seed(int(np.random.SeedSequence((self.args.seed, number)).generate_state(1)[0]))
-        sampling = {"top_p": self.args.top_p, "temperature": self.args.temperature} if self.args.do_sample else {}
-        sequences = self.model.generate(
-            **encoded.to(self.device),
-            do_sample=self.args.do_sample,
-            num_beams=self.args.num_beams,
-            num_return_sequences=self.args.num_return_sequences,
-            max_new_tokens=self.args.max_new_tokens,
-            **sampling,
-        )  # (sentences x candidates, T)
-        ends = torch.tensor(self.model.generation_config.eos_token_id, device=sequences.device)
-        cut = ~torch.isin(sequences[:, 1:], ends).any(1)  # without the first token: BART starts with its [EOS]
-        texts = self.tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        pairs, unfinished = [], 0
-        for row, sentence in enumerate(sentences):
-            first = row * self.args.num_return_sequences
-            candidates = range(first, first + self.args.num_return_sequences)
-            chosen = next((i for i in candidates if fold(texts[i]) not in ("", fold(sentence))), None)
-            if chosen is not None:
-                pairs.append((sentence, texts[chosen].strip()))
-                unfinished += int(cut[chosen])
-        same = len(sentences) - len(pairs)
-        return pairs, {"same as the sentence": same, "inputs cut": too_long, "paraphrases cut": unfinished}
-
-    def encode(self, sentences: list[str]):
-        """Token ids of a batch, and how many sentences were truncated."""
-        texts = [self.args.prefix + sentence for sentence in sentences]
-        options = {"split_special_tokens": True, "verbose": False}
-        room = min(self.args.max_input_tokens, self.tokenizer.model_max_length)
-        too_long = sum(len(ids) > room for ids in self.tokenizer(texts, **options)["input_ids"])
-        options |= {"truncation": True, "max_length": room, "padding": True, "return_tensors": "pt"}
-        options["return_token_type_ids"] = False
-        return self.tokenizer(texts, **options), too_long
+@torch.inference_mode()
+def candidates(model, tokenizer, sentences: list[str], args: ParaphraseArguments) -> tuple[list[str], list[bool]]:
+    """`num_return_sequences` texts for each sentence, and whether `max_new_tokens` cut them."""
+    encoded = tokenizer(
+        [args.prefix + sentence for sentence in sentences],
+        **AS_TEXT,
+        padding=True,
+        return_tensors="pt",
+        return_token_type_ids=False,
+    )
+    sequences = model.generate(
+        **encoded.to(model.device),
+        num_beams=args.num_beams,
+        num_return_sequences=args.num_return_sequences,
+        max_new_tokens=args.max_new_tokens,
+    )  # (sentences x candidates, T)
+    ends = torch.tensor(model.generation_config.eos_token_id, device=sequences.device)
+    is_cut = ~torch.isin(sequences[:, 1:], ends).any(1)  # without the first token: BART starts with its [EOS]
+    return tokenizer.batch_decode(sequences, skip_special_tokens=True), is_cut.tolist()

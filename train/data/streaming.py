@@ -1,100 +1,107 @@
 """Reads texts during training: an endless, shuffled stream of token blocks that resumes at any row.
 
-Row r is the r-th block of the stream for any number of processes and data-loader workers. Each of them reads and
-tokenizes the whole stream, because a document's tokens determine its number of rows, but samples views only for its
-own rows.
+`datasets` reads and knows its position (`IterableDataset.state_dict`). Row r is the r-th block of the stream for
+any number of processes and data-loader workers: each reads and tokenizes the whole stream, because a document's tokens
+determine its number of rows, but samples views only for its own rows.
 """
 
-import dataclasses
+import copy
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from huggingface_hub import HfApi
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..settings.arguments import DataArguments
 from ..views import SpecialTokens, sample_view
 from .blocks import Text, tokenize_documents
-from .reading import HUB_ID, BadRows, document, list_files, read_records
-from .sentences import PairDeck
+from .pairs import PairDeck
+from .reading import HUB_ID, BadRows, Record, file_records, list_files, load_hub, read_documents, select
 
-TOKENIZED_AT_ONCE = 64  # documents; more would delay the first batch
-KEPT_BATCHES = 4096  # whose positions are kept; far more than the data loader prefetches
-
-
-@dataclass
-class Position:
-    """The position of a row's block: the `block`-th of the `document`-th of the shuffled `window` in pass `epoch`."""
-
-    row: int = 0
-    epoch: int = 0
-    window: int = 0
-    document: int = 0
-    block: int = 0
+# a position: the next row, the pass it is of, and the state of that pass's `IterableDataset`
+START = {"row": 0, "epoch": 0, "blocks": None}
 
 
-class BlockStream:
+def block_stream(data_args: DataArguments, tokenizer, max_length: int, seed: int) -> Callable:
     """
-    The blocks of a source, repeated endlessly. Each window of `shuffle_window` source rows is shuffled by (seed,
-    epoch, window). A block never spans two documents.
+    The blocks of `train_file`: a function from the number of a pass to its [`datasets.IterableDataset`].
+
+    Raises:
+        `ValueError` for a source without a text that makes a row.
     """
+    source, column = data_args.train_file, data_args.text_column
+    files = list_files(source)
+    if files is None:
+        rows = select(load_hub(source, streaming=True), [column], source)
+        rows = rows.map(as_record, with_indices=True, remove_columns=[column], fn_kwargs={"source": source})
+    else:
+        generator = {"files": [str(file) for file in files], "column": column}
+        rows = datasets.IterableDataset.from_generator(records_of, gen_kwargs=generator)
+    settings = {"data_args": data_args, "tokenizer": tokenizer, "max_length": max_length, "seed": seed}
+    blocks = functools.partial(blocks_of, rows=rows, bad=BadRows(data_args.on_bad), **settings)
+    if next(blocks(0).iter(batch_size=1), None) is None:
+        raise ValueError(f"{source}: column {column!r} holds no text that makes a row. Give another.")
+    return blocks
 
-    def __init__(self, source, column, tokenizer, max_length, shuffle_window=1000, seed=0, on_bad="raise"):
-        self.source, self.column, self.tokenizer, self.max_length = source, column, tokenizer, max_length
-        self.shuffle_window, self.seed, self.on_bad = shuffle_window, seed, on_bad
 
-    def blocks(self, start: Position) -> Iterator[tuple[Text, Position]]:
-        """Each block from `start` on with the position after it. Earlier documents are not tokenized."""
-        at = start
-        while True:
-            whole, before = at.document == at.block == at.window == 0, at.row
-            for text, at in self._pass(at):
-                yield text, at
-            if whole and at.row == before:
-                raise ValueError(
-                    f"{self.source}: column {self.column!r} holds no text that makes a row. Give another."
-                )
-            at = Position(at.row, at.epoch + 1)
+def blocks_of(epoch: int, rows: datasets.IterableDataset, data_args: DataArguments, **settings):
+    """A pass over records. Each window of `shuffle_window` of them is shuffled by (seed, epoch, its first's number)."""
+    return rows.map(
+        cut_window,
+        with_indices=True,
+        batched=True,
+        batch_size=data_args.shuffle_window,
+        remove_columns=["origin", "values", "problem"],
+        fn_kwargs={"epoch": epoch, "data_args": data_args} | settings,
+    )
 
-    def _pass(self, start: Position):
-        row, bad = start.row, BadRows(self.on_bad)
-        for window, documents in self._windows(start.epoch, start.window, bad):
-            first = start.document if window == start.window else 0
-            for number, blocks in self._tokenized(documents, first):
-                here = (window, number) == (start.window, start.document)
-                for block in range(start.block if here else 0, len(blocks)):
-                    row += 1
-                    yield blocks[block], Position(row, start.epoch, window, number, block + 1)
-        worker = torch.utils.data.get_worker_info()
-        if worker is None or worker.id == 0:  # every worker sees the same bad rows
-            bad.report(self.source)
 
-    def _windows(self, epoch, first, bad):
-        records = read_records(self.source, [self.column], start=first * self.shuffle_window, streaming=True)
-        for window in itertools.count(first):
-            batch = list(itertools.islice(records, self.shuffle_window))
-            if not batch:
-                return
-            documents = [document(record, self.column, bad) for record in batch]
-            order = np.random.default_rng((self.seed, epoch, window, 1)).permutation(len(batch))
-            yield window, [documents[i] for i in order]
+def records_of(files: list[str], column: str) -> Iterator[dict]:
+    """The records of files, as rows for `datasets`."""
+    for file in files:
+        for record in file_records(Path(file), [column]):
+            yield {"origin": record.origin, "values": record.values, "problem": record.problem}
 
-    def _tokenized(self, documents, first):
-        for begin in range(first, len(documents), TOKENIZED_AT_ONCE):
-            part = documents[begin : begin + TOKENIZED_AT_ONCE]
-            blocks = iter(tokenize_documents([each for each in part if each], self.tokenizer, self.max_length))
-            for number, each in enumerate(part, start=begin):
-                yield number, next(blocks) if each else []
+
+def as_record(values: dict, number: int, source: str) -> dict:
+    return {"origin": f"{source}:{number + 1}", "values": dict(values), "problem": ""}
+
+
+def cut_window(
+    window: dict[str, list], numbers: list[int], epoch, data_args, seed, tokenizer, max_length, bad
+) -> dict:
+    """The blocks of a window of records, its documents in an order of its own. No block spans two documents."""
+    records, seen = map(Record, window["origin"], window["values"], window["problem"]), bad.count
+    documents = list(read_documents(records, data_args.text_column, bad, data_args.sample_by))
+    if seen == 0:
+        bad.report(f"{data_args.train_file} (so far)")
+    order = np.random.default_rng((seed, epoch, numbers[0])).permutation(len(documents))
+    blocks = tokenize_documents([documents[number] for number in order], tokenizer, max_length)
+    return {"block": list(itertools.chain.from_iterable(blocks))}
+
+
+def read_blocks(blocks: Callable, position: dict) -> Iterator[tuple[int, Text, Callable]]:
+    """The rows from a position on, without end: their numbers, their texts, and what gives the position behind them."""
+    row = position["row"]
+    for epoch in itertools.count(position["epoch"]):
+        a_pass = blocks(epoch)
+        a_pass.load_state_dict(position["blocks"] if epoch == position["epoch"] else None)
+        # `iter`, for in a data-loader worker `for block in a_pass` would get only a share of them
+        for batch in a_pass.iter(batch_size=1):
+            row += 1
+            yield row - 1, batch["block"][0], lambda: {"row": row, "epoch": epoch, "blocks": a_pass.state_dict()}
 
 
 class StreamedDataset(torch.utils.data.IterableDataset):
     """
-    The rows of a [`BlockStream`], each with its view, which depends on (seed, row), and its sentence pairs, whose
+    The rows of a [`block_stream`], each with its view, which depends on (seed, row), and its sentence pairs, whose
     order depends on (seed, pass over the pairs).
 
     Args:
@@ -103,36 +110,27 @@ class StreamedDataset(torch.utils.data.IterableDataset):
     """
 
     def __init__(
-        self,
-        stream: BlockStream,
-        pairs: PairDeck,
-        view_settings,
-        tokens: SpecialTokens,
-        pairs_per_row: int,
-        seed: int,
-        batch_rows: int,
+        self, blocks: Callable, pairs: PairDeck, view_settings, tokens: SpecialTokens, pairs_per_row, seed, batch_rows
     ):
-        self.stream, self.pairs, self.view_settings, self.tokens = stream, pairs, view_settings, tokens
+        self.blocks, self.pairs, self.view_settings, self.tokens = blocks, pairs, view_settings, tokens
         self.pairs_per_row, self.seed, self.batch_rows = pairs_per_row if len(pairs) else 0, seed, batch_rows
-        # the position after each batch, written by the worker that yields the batch and read by the main process
-        self._behind = torch.zeros((KEPT_BATCHES, len(dataclasses.fields(Position))), dtype=torch.long).share_memory_()
-        self.start(Position())
+        self.start(START)
 
-    def start(self, position: Position) -> None:
+    def start(self, position: dict) -> None:
         """The next iteration starts here."""
-        self.first = position
-        self._behind.zero_()
+        self.first, self._known = position, {0: position}
+        self._positions = torch.multiprocessing.Queue()  # from the worker that reads a batch to the main process
 
     def __iter__(self) -> Iterator[dict]:
         worker = torch.utils.data.get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for text, behind in self.stream.blocks(self.first):
-            batch, place = divmod(behind.row - 1 - self.first.row, self.batch_rows)
+        for row, text, behind in read_blocks(self.blocks, self.first):
+            batch, place = divmod(row - self.first["row"], self.batch_rows)
             if batch % workers != mine:
                 continue
             if place == self.batch_rows - 1:
-                self._behind[batch % KEPT_BATCHES] = torch.tensor(dataclasses.astuple(behind))
-            yield self.item(behind.row - 1, text)
+                self._positions.put((batch + 1, behind()))
+            yield self.item(row, text)
 
     def item(self, row: int, text: Text) -> dict:
         rng = np.random.default_rng((self.seed, 0, row))
@@ -140,38 +138,32 @@ class StreamedDataset(torch.utils.data.IterableDataset):
         places = (divmod(row * self.pairs_per_row + i, len(self.pairs)) for i in range(self.pairs_per_row))
         return {"view": view, "pairs": [self.pairs.deal(*place) for place in places], "row": row}
 
-    def position(self, batches: int) -> Position:
-        """The position after so many batches since the start."""
-        if batches == 0:
-            return self.first
-        found = Position(*self._behind[(batches - 1) % KEPT_BATCHES].tolist())
-        assert found.row == self.first.row + batches * self.batch_rows, "the batch was not read yet, or long ago"
-        return found
+    def position(self, batches: int) -> dict:
+        """The position after so many batches since the start, of which earlier ones are forgotten."""
+        while batches not in self._known:
+            self._known.update([self._positions.get()])
+        self._known = {number: position for number, position in self._known.items() if number >= batches}
+        return self._known[batches]
 
     def origin(self, row: int) -> str:
-        """The location of a row's text, found by rereading its batch."""
-        before = self.position((row - self.first.row) // self.batch_rows)
-        return next(text.origin for text, behind in self.stream.blocks(before) if behind.row - 1 == row)
+        """The location of a row's text, found by reading again from the last position that was asked for."""
+        before = self._known[min(self._known)]
+        rows = read_blocks(copy.deepcopy(self.blocks), before)  # the other reader's state stays as it is
+        return next(text.origin for number, text, _ in rows if number == row)
 
 
 class StreamCallback(TrainerCallback, ExportableState):
     """Saves the position after the trained rows in the checkpoint (trainer_state.json), and resumes there."""
 
     def __init__(self, dataset: StreamedDataset):
-        self.dataset = dataset
-        self.position = dataset.first
+        self.dataset, self.position = dataset, dataset.first
 
     def state(self) -> dict:
-        return {"args": {}, "attributes": {"position": dataclasses.asdict(self.position)}}
+        return {"args": {}, "attributes": {"position": self.position}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        stored = state.stateful_callbacks.get(type(self).__name__)
-        if state.global_step > 0 and stored is None:
-            raise ValueError(
-                f"streaming=True: the checkpoint of step {state.global_step} holds no position in a stream, because it "
-                "was trained without. Resume it with streaming=False, or start anew."
-            )
-        self.dataset.start(Position(**stored["attributes"]["position"]) if state.global_step > 0 else Position())
+        stored = state.stateful_callbacks.get(type(self).__name__) if state.global_step > 0 else None
+        self.dataset.start(stored["attributes"]["position"] if stored else START)
         self.first_step, self.position = state.global_step, self.dataset.first
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -181,18 +173,14 @@ class StreamCallback(TrainerCallback, ExportableState):
 
 
 def source_fingerprint(source: str) -> str:
-    """A hash of the files' names, sizes and first and last bytes, or a Hub dataset's commit. Hashing whole files of a
-    stream's size would take hours."""
+    """A hash of the files' names, sizes and first bytes, or a Hub data set's commit: whole files would take hours."""
     files = list_files(source)
     if files is None:
         hub = HUB_ID.fullmatch(source)
         return f"{source} {hub['revision'] or HfApi().dataset_info(hub['name']).sha}"
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(source) if Path(source).is_dir() else file.name} {size}\n".encode())
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
         with open(file, "rb") as data:
             digest.update(data.read(2**20))
-            data.seek(max(0, size - 2**20))
-            digest.update(data.read())
     return digest.hexdigest()

@@ -1,28 +1,40 @@
-"""Reads a run's settings from a YAML recipe, overridden by flags, and records where each came from."""
+"""Reads the settings of a run: a YAML recipe (`--config`) and flags, which win, as TRL's TrlParser does; and writes them.
 
-import argparse
+A recipe may build on another one: `extends: paper`.
+"""
+
 import dataclasses
 import difflib
 import json
-import re
+import logging
+from collections.abc import Iterable
 from pathlib import Path
-from textwrap import fill
 
 import yaml
 from transformers import HfArgumentParser
 
-from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments
-from .checks import check_arguments
-from .help import OWN_NAMES, RECIPES, recipe_names, train_help
+import configuration_magnet
+
+from .arguments import DataArguments, MagnetTrainingArguments, ModelArguments, ViewArguments, check_arguments
 from .precision import bf16_is_faster
 
-AUTO = {"dtype": ("float32", "bfloat16"), "bf16": (False, True)}  # without and with bfloat16
+logger = logging.getLogger(__name__)
+
+RECIPES = Path(configuration_magnet.__file__).parent / "recipes"
 CONFIGURATION = "training_config.yaml"  # written by a run to its output_dir
 ARGUMENTS = (ModelArguments, DataArguments, ViewArguments, MagnetTrainingArguments)
 NAMES = [field.name for cls in ARGUMENTS for field in dataclasses.fields(cls)]
+AUTO = {"dtype": ("float32", "bfloat16"), "bf16": (False, True)}  # without and with bfloat16
+# specific to a process, not to the run; old names; secrets
+LEFT_OUT = ("local_rank", "gradient_checkpointing", "gradient_checkpointing_kwargs", "hub_token")
+USAGE = """magnet train [--config RECIPE] [--name value ...]
+
+  magnet train --config demo
+  magnet train --config default --model_name_or_path HuggingFaceTB/SmolLM2-135M --train_file texts.txt \\
+      --pairs_file pairs.jsonl --output_dir runs/smol"""
 
 
-def parse(args: list[str] | None = None) -> tuple:
+def parse(args: list[str]) -> tuple:
     """
     Reads `--config RECIPE` (a name in `configuration_magnet/recipes`, or a YAML file) and flags, which override it.
 
@@ -43,140 +55,102 @@ def parse(args: list[str] | None = None) -> tuple:
 
     ```
     """
-    return parse_with_sources(args)[:4]
-
-
-def parse_with_sources(args: list[str] | None = None) -> tuple:
-    """
-    Like [`parse`], with the source of each value.
-
-    Returns:
-        The four instances, and a `dict` from name to `"flag"` or the recipe's file name, for all values set there.
-    """
-    first = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(ARGUMENTS, prog="magnet train", usage=USAGE, allow_abbrev=False)
+    parser.add_argument("--config", help=f"A recipe ({', '.join(recipe_names())}), or a YAML file. Flags win over it.")
+    for flag in (arg.split("=")[0] for arg in args if arg.startswith("--")):
+        if flag not in parser._option_string_actions:
+            raise ValueError(f"unknown flag {flag!r}.{nearest(flag, parser._option_string_actions)}")
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
-    known, flags = first.parse_known_args(args)
-    recipe, sources = _read_recipe(known.config) if known.config else ({}, {})
-    sources |= {name: "flag" for name in _flag_names(flags)}
-    parser = _ArgumentsParser(ARGUMENTS, prog="magnet train", allow_abbrev=False)
-    parser.add_argument("--config", help=f"Recipe: {', '.join(recipe_names())}, or a YAML file. Flags win over it.")
+    config = first.parse_known_args(args)[0].config
+    recipe = read_recipe(config) if config else {}
     left_open = [name for name in AUTO if recipe.get(name) == "auto"]
-    recipe = {name: value for name, value in recipe.items() if name not in left_open}
-    parser.set_defaults(**{name: value for name, value in recipe.items() if _is_no_flag(value)})
-    given = [part for name, value in recipe.items() if not _is_no_flag(value) for part in _as_flag(name, value)]
-    try:
-        values, rest = parser.parse_known_args([*given, *flags])
-    except ValueError as error:
-        raise ValueError(_explain(str(error), sources)) from None
+    # argparse checks the types of the other values, given as flags before those of the command line
+    parser.set_defaults(**{name: value for name, value in recipe.items() if value is None or value == []})
+    parser.set_defaults(**dict.fromkeys(left_open))
+    given = [part for name, value in recipe.items() if name not in left_open for part in as_flag(name, value)]
+    values, rest = parser.parse_known_args([*given, *args])
     if rest:
         raise ValueError(f"{rest[0]}: belongs to no flag. Write --name value, and --config in front of a recipe.")
-    left_open = [name for name in left_open if sources[name] != "flag"]
-    if left_open:
-        is_bf16, why = _precision(values)
-        for name in left_open:
-            setattr(values, name, AUTO[name][is_bf16])
-            sources[name] += f", auto: {why}"
-    parsed = parser.parse_dict(vars(values), allow_extra_keys=True)
-    check_arguments(*parsed)
-    return *parsed, sources
+    choose_precision(values, [name for name in left_open if getattr(values, name) is None])
+    arguments = parser.parse_dict(vars(values), allow_extra_keys=True)
+    model_args, data_args, view_args, training_args = arguments
+    check_arguments(model_args.causal_adapter, view_args, training_args, data_args)
+    return arguments
 
 
-def _precision(values: argparse.Namespace) -> tuple[bool, str]:
-    """Whether to compute in bfloat16, and why: as the resumed run did, or whichever is faster here."""
-    before = Path(values.output_dir, CONFIGURATION)
-    if values.resume and before.is_file():
-        return yaml.safe_load(before.read_text(encoding="utf-8"))["bf16"], "as the run that is resumed"
-    return bf16_is_faster(values.use_cpu)
+class Parser(HfArgumentParser):
+    def error(self, message: str):
+        """argparse would print the usage and exit."""
+        raise ValueError(f"{message}.")
 
 
-def read_recipe(config: str) -> dict:
-    """The settings of a recipe and of those it extends, checked against the arguments' names."""
-    return _read_recipe(config)[0]
-
-
-def _read_recipe(config: str, below: tuple = ()) -> tuple[dict, dict[str, str]]:
-    """The settings and, for each, the file that sets it. `below` are the files that extend this one."""
-    path = _recipe_path(config, below)
-    if path in below:
-        chain = " -> ".join(file.name for file in (*below, path))
-        raise ValueError(f"extends={config!r}: the recipes extend each other in a circle ({chain}).")
-    lines = _read_yaml(path)
-    extended = lines.pop("extends", None)
-    settings, sources = _read_recipe(str(extended), (*below, path)) if extended is not None else ({}, {})
-    for key in lines:
-        if key not in NAMES:
-            raise ValueError(f"{path.name}: unknown key {key!r}.{_nearest(key)}")
-    return settings | lines, sources | {key: path.name for key in lines}
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        lines = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: is no YAML: {error}") from None
-    if not isinstance(lines, dict):
-        raise ValueError(f"{path.name}: must hold lines of the form 'key: value'.")
-    return lines
-
-
-def _recipe_path(config, below) -> Path:
-    """A name is a built-in recipe; a file that a recipe extends is relative to that recipe."""
-    is_file = Path(config).suffix in (".yaml", ".yml")
-    path = Path(below[-1].parent if below else "", config) if is_file else RECIPES / f"{config}.yaml"
-    if not path.is_file():
-        name = "extends" if below else "config"
-        raise ValueError(
-            f"{name}={config!r}: no such recipe. Known: {', '.join(recipe_names())}; or pass a .yaml file."
-        )
-    return path.resolve()
-
-
-def _flag_names(flags: list[str]) -> list[str]:
-    """The arguments set by flags; argparse cannot distinguish a flag with the default value from none."""
-    names = []
-    for flag in (flag for flag in flags if flag.startswith("--") and flag != "--help"):
-        name = flag[2:].split("=")[0].replace("-", "_")
-        name = name.removeprefix("no_") if name.removeprefix("no_") in NAMES else name
-        if name not in NAMES:
-            raise ValueError(f"unknown flag '--{name}'.{_nearest(name, '--')}")
-        names.append(name)
-    return names
-
-
-def _nearest(name: str, prefix: str = "") -> str:
-    close = difflib.get_close_matches(str(name), NAMES, n=1)
-    return f" Did you mean '{prefix}{close[0]}'?" if close else ""
-
-
-def _is_no_flag(value) -> bool:
-    return value is None or value == []
-
-
-def _as_flag(name: str, value) -> list[str]:
-    """A recipe's value as flags, so that argparse checks its type too."""
+def as_flag(name: str, value) -> list[str]:
+    if value is None or value == []:
+        return []
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def _explain(message: str, sources: dict[str, str]) -> str:
-    """argparse's `argument --lora_r/--lora-r: invalid int value: 'many'`, with the value's source."""
-    found = re.match(r"argument --(\w+)[^:]*: (?:invalid (\w+) value: (.*)|(.*))", message, flags=re.DOTALL)
-    if not found:
-        return f"{message}."
-    name, kind, value, other = found.groups()
-    source = sources.get(name, "flag")
-    return f"{name}={value}: is no {kind} ({source})." if kind else f"{name}: {other} ({source})."
+def choose_precision(values, left_open: list[str]) -> None:
+    """Replaces `auto` as the resumed run did, or by whichever is faster here."""
+    if not left_open:
+        return
+    before = Path(values.output_dir, CONFIGURATION)
+    if values.resume and before.is_file():
+        chosen = yaml.safe_load(before.read_text(encoding="utf-8"))["bf16"], "as the run that is resumed"
+    else:
+        chosen = bf16_is_faster(values.use_cpu)
+    for name in left_open:
+        setattr(values, name, AUTO[name][chosen[0]])
+        logger.info("%s: auto is %s, %s", name, getattr(values, name), chosen[1])
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """argparse would print the usage of two hundred flags and exit."""
-        raise ValueError(message)
+# ------------------------------------------------------------------------------------------------------------- recipes
 
 
-class _ArgumentsParser(_Parser, HfArgumentParser):
-    def format_help(self) -> str:
-        """Our arguments with their meaning; only names for [`TrainingArguments`]."""
-        others = fill(", ".join(name for name in NAMES if name not in OWN_NAMES), 119, break_on_hyphens=False)
-        return train_help(f"Also, as transformers' TrainingArguments explains them:\n{others}\n")
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(config: str, below: tuple[Path, ...] = ()) -> dict:
+    """
+    The settings of a recipe and of those it extends.
+
+    Args:
+        config (`str`): A name in `configuration_magnet/recipes`, or a YAML file; one that is extended lies beside the
+            file that names it.
+        below (`tuple` of `Path`, *optional*): The files that extend this one.
+    """
+    is_file = Path(config).suffix in (".yaml", ".yml")
+    path = (Path(below[-1].parent if below else "", config) if is_file else RECIPES / f"{config}.yaml").resolve()
+    if not path.is_file() or path in below:
+        what = "extends" if below else "config"
+        why = "extends itself" if path in below else "no such recipe"
+        raise ValueError(f"{what}={config!r}: {why}. Known: {', '.join(recipe_names())}; or pass a .yaml file.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name}: is no YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path.name}: must hold lines of the form 'key: value'.")
+    extended = settings.pop("extends", None)
+    for key in settings:
+        if key not in NAMES:
+            raise ValueError(f"{path.name}: unknown key {key!r}.{nearest(str(key), NAMES)}")
+    return (read_recipe(str(extended), (*below, path)) if extended is not None else {}) | settings
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def configuration(arguments: tuple) -> str:
+    """All settings of the four dataclasses as YAML that `--config` reads back, without secrets."""
+    *parts, training_args = arguments
+    settings = {name: value for part in parts for name, value in dataclasses.asdict(part).items()}
+    settings |= training_args.to_dict()
+    settings = {name: value for name, value in settings.items() if name not in LEFT_OUT}
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

@@ -1,1 +1,1 @@
-"""How a run lives: complete checkpoints, resuming the same run, signals, full disks."""
+"""How a run lives: complete checkpoints, resuming the same run, signals."""

@@ -75,7 +75,7 @@ class InfilledGap:
         name (`str`, *optional*): The gap's name.
         span (`tuple[int, int]`): Character offsets of the fill in the whole text.
         token_logprobs (`list[float]`, *optional*): Log-probability of each token under the model, in nats, before any
-            sampling setting.
+            sampling setting. The end token is no candidate for the first one, unless the fill may be empty.
         end_logprob (`float`, *optional*): That of the end token after the fill.
         join_score (`float`, *optional*): How well the text continues after the fill: mean log-probability of its next
             `join_tokens` tokens under the base model, in nats.
@@ -562,7 +562,11 @@ class Writer:
         if self.details:  # under the model itself, before processors and temperature
             beams = getattr(outputs, "beam_indices", None)  # beam search only
             # normalize_logits=True sums over a dimension other than the last, losing 5e-4 over 262k tokens
-            steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in outputs.logits)
+            first, *later = outputs.logits
+            if self.can_end:  # where no fill may be empty
+                begun = torch.tensor([job.shortest > 0 for job in jobs], device=first.device)
+                first[begun.repeat_interleave(len(first) // len(jobs)), self.end] = -torch.inf
+            steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in (first, *later))
             each = self.model.compute_transition_scores(outputs.sequences, steps, beams).tolist()
         for number, (tokens, logprobs) in enumerate(zip(fills, each)):
             job = jobs[number // jobs[0].copies]

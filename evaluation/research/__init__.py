@@ -1,1 +1,0 @@
-"""Studies of infill() beyond the paper's tables."""

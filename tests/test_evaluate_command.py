@@ -1,0 +1,243 @@
+"""magnet evaluate: tables of a model and its baselines, in one report that resumes; results in a checkpoint's card."""
+
+import json
+import re
+import shutil
+
+import pytest
+from commands import Magnet
+
+from magnet_cli.model import SHIPPED
+from magnet_eval import run as running
+from magnet_eval.claims import CLAIMS, Claim
+from magnet_eval.data import FAST
+from magnet_eval.figures import Figure
+from magnet_eval.report import Pivot, as_html, differences, markdown_table, pivot, section
+from magnet_eval.run import TABLES, Result
+from magnet_eval.stories import embedding_row, infilling_row
+from magnet_eval.systems import KINDS, System
+from magnet_hub.eval_results import read_eval_results
+
+STORIES = SHIPPED.parent / "everyday-stories"
+CONLL = "Tom NNP B-NP B-PER\nran VBD B-VP O\n. . O O\n\nAnn NNP B-NP B-PER\nMay NNP I-NP I-PER\nsat VBD B-VP O\n\n"
+
+
+@pytest.fixture
+def magnet(monkeypatch, capsys):
+    return Magnet(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with a little of everything."""
+    folder = tmp_path_factory.mktemp("data")
+    shutil.copytree(STORIES, folder / "everyday-stories")
+    (folder / "conll2003").mkdir()
+    for split in ("train", "valid"):
+        (folder / "conll2003" / f"{split}.txt").write_text(CONLL * 6)
+    (folder / "clustering").mkdir()
+    rows = [f"{'ab'[n % 2]}\ttext {n % 2} of {n}" for n in range(20)]
+    (folder / "clustering" / "topics.tsv").write_text("\n".join(["label\ttext", *rows]))
+    (folder / "wiki.valid.raw").write_text((" = Bridge = \n " + "The bridge was built in 1932 . " * 60 + "\n") * 2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "tables", [["infill", "sts", "norms", "modes"], pytest.param(["all"], marks=pytest.mark.slow)]
+)
+def test_one_report_that_resumes(tables, magnet, data, base_model_path, tmp_path, monkeypatch):
+    flags = ["--fast", "--data", data, "--out", tmp_path, "--judge", base_model_path, "--dtype", "float32"]
+    flags += ["--baseline", f"base={base_model_path}"]
+    flags += ["--train_file", data / "everyday-stories" / "train.jsonl"]
+    printed = magnet(["evaluate", *tables, *flags])
+    content = json.loads((tmp_path / "results.json").read_text())
+    figures = content["figures"]
+    # no ARC here, one MAGNET run only, and texts are no figures
+    expected = set(TABLES) - {"knowledge", "ablation", "generations"} if tables == ["all"] else set(tables)
+    assert {row["table"] for row in figures} == expected
+    for row in figures:
+        assert row["interval"] is None or row["interval"][0] <= row["interval"][1]
+        assert row["seed"] == 0 and row["commit"] and row["versions"]["torch"] and row["hardware"]
+        assert str(data) not in row["command"] and " --model magnet=magnet-tiny" in row["command"]
+    assert {row["system"] for row in figures if row["table"] == "sts"} == {
+        "magnet",
+        "base",
+        "lexical binary words",
+        "lexical TF-IDF words",
+        "lexical TF-IDF characters",
+    }
+    given, left = (
+        next(r for r in figures if (r["table"], r["data"], r["way"]) == ("infill", "everyday-stories", way))
+        for way in ("given length", "left to right")
+    )
+    assert given["value"] != left["value"] and given["tokens"] == left["tokens"] > 0 and given["units"] == FAST
+    assert content["found in training text"]["everyday-stories (validation.jsonl)"][0] == 0
+    verdicts = {row["claim"]: row["verdict"] for row in content["claims"]}
+    assert verdicts["Causal mode: the base's logits, bit for bit (ours)"] == "confirmed at this scale"
+    page, text = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
+    assert "<script" not in page and " src=" not in page and "<link" not in page  # all of it is in the file
+    assert page.count("<svg") >= 6 and "How it was measured" in text
+    assert "| magnet, given length |" in printed
+    if tables == ["all"]:
+        assert "| knowledge | data=" in text and (tmp_path / "overview.svg").read_text().startswith("<svg")
+        assert "magnet" not in (tmp_path / "rating_sheet.csv").read_text()
+
+    def load(name, path):
+        if path != str(base_model_path):  # the judge
+            raise AssertionError("measured again")
+        return System(name)
+
+    monkeypatch.setattr("magnet_cli.evaluate.loader", lambda options: load)
+    magnet(["evaluate", *tables, *flags])
+    assert json.loads((tmp_path / "results.json").read_text())["figures"] == figures
+    with pytest.raises(SystemExit, match="measured again"):  # other settings, another result
+        magnet(["evaluate", "infill", "--limit", "3", "--data", data, "--out", tmp_path])
+
+
+def test_what_was_done_before_an_error_is_kept(magnet, tmp_path, monkeypatch):
+    flags = ["--data", STORIES, "--fast", "--out", tmp_path]
+    monkeypatch.setattr("magnet_eval.norms.measure", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        magnet(["evaluate", "mtp", "norms", *flags])
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["mtp.magnet.json"]
+
+
+def test_a_base_is_read_from_left_to_right(magnet, base_model_path, tmp_path):
+    printed = magnet(
+        ["evaluate", "infill", "--model", base_model_path, "--data", STORIES, "--fast", "--out", tmp_path]
+    )
+    assert "| base, left to right |" in printed and "given length" not in printed
+
+
+def test_figures_go_into_the_card(magnet, tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "own")
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "sts.tsv").write_text("\n".join((STORIES / "sts.tsv").read_text().splitlines()[:6]))
+    command = ["evaluate", "sts", "--model", tmp_path / "own", "--data", tmp_path / "few", "--out", tmp_path / "r"]
+    magnet([*command, "--update_card"])
+    found = [each for each in read_eval_results(tmp_path / "own") if each.dataset_name == "few"]
+    assert [each.metric_name for each in found] == ["Spearman x 100, instruction of STS", "Spearman x 100"]
+    assert found[0].metric == "spearman" and found[0].command.startswith(
+        "magnet evaluate sts --model magnet=own --data few"
+    )
+    assert "few" in (tmp_path / "own" / "README.md").read_text()
+    (tmp_path / "own" / "README.md").write_text("by hand")
+    with pytest.raises(SystemExit, match="update_card: the README.md of .* is not a generated card"):
+        magnet([*command, "--update_card"])
+    with pytest.raises(SystemExit, match="limit=3, fast=False: a model card needs full data sets"):
+        magnet([*command, "--update_card", "--limit", "3"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["tables"], "table='tables': unknown. Choose from words, sts"),
+        (["infill", "--model", "gone/for/good"], "model_name_or_path='gone/for/good': no such folder"),
+        (["infill", "--baseline", "base"], "baseline='base': must be NAME=PATH"),
+        (["infill", "--baseline", "gpt=runs"], "baseline='gpt': must start with a kind of system"),
+        (["infill", "--baseline", "base=gone/for/good"], "no such folder"),
+        (["infill", "--baseline", f"magnet={SHIPPED}"], r"the names \['magnet', 'magnet'\] must differ"),
+        (["infill", "--data", "gone"], "data='gone': no such folder"),
+        (["infill", "--limit", "0"], "limit=0: must be at least 1"),
+        (["words", "--out", "{tmp}"], r"data='.*everyday-stories': has none of conll\*/valid.txt"),
+        (["sts", "infill", "--tasks", "STS12"], "--tasks needs a single table: sts, clustering or knowledge"),
+    ],
+)
+def test_bad_input_is_refused(flags, message, magnet, tmp_path):
+    with pytest.raises(SystemExit, match=f"magnet evaluate: error: .*{message}"):
+        magnet(["evaluate", *(flag.replace("{tmp}", str(tmp_path)) for flag in flags)])
+
+
+def test_kinds_and_steps_of_names():
+    assert System("causal-lr3e-4").kind == "causal" and System("llm2vec-mntp").step is None
+    assert {System(f"{kind}-100").step for kind in KINDS} == {100}
+
+
+# ------------------------------------------------------------------------------------------------------------ the report
+
+
+def result(system, values, way="", table="repetition", measure="Rep-4"):
+    return Result(table, system, [Figure("Wikitext", measure, "ratio_of_sums", [values, [1.0] * len(values)], way)])
+
+
+def test_differences_are_paired_with_every_other_row():
+    results = [result("magnet", [0.1, 0.2, 0.3], "greedy"), result("llm2vec", [0.5, 0.6, 0.7], "greedy")]
+    results.append(result("base", [0.1, 0.2], "greedy"))  # other prefixes
+    found = pivot("repetition", results)
+    assert found.columns == ["Wikitext: Rep-4"]
+    assert differences(found, "magnet", ("greedy",)) == [
+        ["magnet, greedy : llm2vec, greedy", "-0.400 (-0.400 to -0.400)"]
+    ]
+    rows = section("repetition", found, results, "magnet")
+    assert rows["paper"][0] == ["the paper: Llama-2-7B", "0.0601"]
+
+
+def test_the_average_of_similarity_is_of_sets_that_a_system_has():
+    results = [
+        Result(
+            "sts", "magnet", [Figure(name, "Spearman x 100", "spearman", [[1, 2, 3], [1, 2, n]]) for name, n in rows]
+        )
+        for rows in ([("STS12", 3), ("STS13", 3), ("tales", 0)],)
+    ]
+    found = pivot("sts", results)
+    assert found.columns[-1] == "average of 2: Spearman x 100"
+    assert found.cells["magnet"][found.columns[-1]].value == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("values", "verdict"), [([0.1, 0.1, 0.2], True), ([0.1, 0.9, 0.7], False)])
+def test_a_claim_holds_if_its_whole_interval_does(values, verdict):
+    results = [result("magnet", values, "greedy"), result("llm2vec", [0.5, 0.6, 0.7], "greedy")]
+    from magnet_eval.claims import verdicts
+
+    found = {claim: what for claim, what, _ in verdicts({"repetition": pivot("repetition", results)}, "magnet")}
+    assert found["Repetition: below LLM2Vec"] == ("confirmed at this scale" if verdict else "not confirmed")
+    assert found["Words: above the base"] == "not measured"
+    assert Claim("", "", "", least=1).keeps([1.1, 2]) and not Claim("", "", "", least=1).keeps([0.9, 2])
+
+
+def test_claims_name_tables_and_kinds_that_exist():
+    for claim in CLAIMS:
+        assert claim.table in TABLES and (not claim.rival or re.split(r"\W", claim.rival)[0] in KINDS), claim.text
+        assert (claim.least is None) != (claim.most is None)
+
+
+def test_figure_5_is_drawn_over_steps():
+    from magnet_eval.plots import by_step, pictures
+
+    results = [result(f"magnet-{step}", [step / 1000] * 3, "greedy") for step in (400, 200)]
+    results += [result("base", [0.1] * 3, "greedy")]
+    curves = by_step(results, "Wikitext: Rep-4")
+    assert {name: [point[:2] for point in points] for name, points in curves.items()} == {
+        "magnet, greedy": [(200, pytest.approx(0.2)), (400, pytest.approx(0.4))]}  # fmt: skip
+    assert "Wikitext: Rep-4 over training" in pictures("repetition", pivot("repetition", results), results, "magnet")
+
+
+def test_text_of_others_is_escaped():
+    texts = {"<b>left</b> ____ right": {"magnet": "<script>alert(1)</script>"}}
+    part = {"title": "T", "about": "", "header": [""], "rows": [], "paper": [], "differences": [], "pictures": {}}
+    part |= {"notes": {"a": "<i>"}, "texts": texts}
+    page = as_html([part], [], {"x": "<u>"}, None, [], "magnet")
+    assert "<script>" not in page and "<b>left" not in page and "<i>" not in page and "<u>" not in page
+    assert markdown_table(["a"], [["x|y\nz"]]).splitlines()[-1] == "| x\\|y z |"
+
+
+def test_a_result_is_never_half_written(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    result("magnet", [0.1, 0.2]).save(path)
+    before = path.read_text()
+    monkeypatch.setattr(running.os, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        result("magnet", [0.3, 0.4]).save(path)
+    assert path.read_text() == before and Result.read(path).figures[0].columns[0].tolist() == [0.1, 0.2]
+
+
+def test_rows_of_the_demo(text_magnet, tokenizer):
+    stories = [["Tom was hungry.", "He ate.", "He was full."], ["It rained.", "Ann stayed in.", "She slept."]]
+    row = infilling_row(text_magnet(), tokenizer, stories)
+    assert row["gaps"] == 6 and row["infill_exact_95"][0] <= row["infill_exact"] <= row["infill_exact_95"][1]
+    assert row["exact_over_causal"] == pytest.approx(row["infill_exact"] / row["infill_causal"], abs=0.002)
+    assert "infill_exact" not in infilling_row(text_magnet(adapter=None), tokenizer, stories)
+    assert set(embedding_row(text_magnet(), tokenizer, STORIES)) == {"spearman", "top1"}
+    found = embedding_row(text_magnet(adapter=None), tokenizer, STORIES)
+    assert set(found) == {f"{name}{way}" for name in ("spearman", "top1") for way in ("", "_mean_pooled", "_echo")}
+    assert Pivot().columns == []
