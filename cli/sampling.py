@@ -1,5 +1,7 @@
 """The sampling and search flags, with their names and meaning in `generate()`."""
 
+import math
+
 SAMPLED = ("temperature", "top_p", "top_k")
 SEARCHED = ("num_beams", "repetition_penalty", "no_repeat_ngram_size")
 
@@ -32,6 +34,8 @@ def sampling(options) -> dict:
             raise ValueError(f"{name}={given[name]}: has no effect without sampling. Add --do_sample.")
     if options.num_beams is not None and options.num_beams < 1:
         raise ValueError(f"num_beams={options.num_beams}: must be at least 1.")
+    if options.temperature is not None and not 0 < options.temperature < math.inf:
+        raise ValueError(f"temperature={options.temperature}: must be above 0 and finite.")
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise ValueError(f"top_p={options.top_p}: must be above 0 and at most 1.")
     if options.seed < 0:

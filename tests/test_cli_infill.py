@@ -131,6 +131,7 @@ def test_line_breaks_of_fills_do_not_break_lines(magnet, monkeypatch):
         (["--seed", "-1"], TEXT, "seed=-1: must not be negative"),
         (["--batch_size", "-2"], TEXT, "batch_size=-2: must be"),
         (["--num_beams", "0"], TEXT, "num_beams=0: must be at least 1"),
+        (["--do_sample", "--temperature", "inf"], TEXT, "temperature=inf: must be above 0 and finite"),
         (["--do_sample", "--top_p", "7"], TEXT, "top_p=7.0: must be above 0 and at most 1"),
         ([], f"{TEXT}\nno gap here\n", "stdin:2: no gap"),
         (["a <|gap|>", "b"], "", "argument 2: no gap"),

@@ -132,6 +132,7 @@ class EncodingMixin:
         for number, text in enumerate(texts):
             check_text(f"texts[{number}]", text)
         prompt = self.config.representation_prompt if instruction is None else instruction
+        check_text("instruction", prompt)
         start = start_ids(self.config, tokenizer)
         rows = [[*start, *text_ids(f"{prompt} {text}" if prompt else text, tokenizer)] for text in texts]
         limit = self.config.max_position_embeddings - 1  # room for [EOS]
