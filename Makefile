@@ -1,19 +1,23 @@
-# make demo     from a fresh clone to a result, offline once the packages are there
-# make test     the fast tests
-# make quality  what CI checks besides; `make style` mends it
+# make demo       from a fresh clone to a result, offline once the packages are there
+# make test       the fast tests; `make test-slow` the others that need no GPU, network or further data
+# make quality    what CI checks besides; `make style` mends it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # two test processes with a thread each are faster than one with two, for models this small
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test quality style install
+.PHONY: demo test test-slow quality style install
 
 demo: install
 	$(BIN)/magnet demo
 
 test: install
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+test-slow: install
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile \
+		-m "slow and not shared and not gpu and not hub"
 
 quality: install
 	$(BIN)/ruff check .

@@ -74,7 +74,7 @@ def encoded(chunks, options) -> tuple[int, Iterator]:
     from tqdm.auto import tqdm
 
     def run():
-        with tqdm(desc="encode", unit=" texts", delay=2) as bar:
+        with tqdm(desc="encode", unit=" texts", delay=2, disable=None) as bar:
             for chunk in chunks:
                 yield chunk, encode(model, tokenizer, chunk, options)
                 bar.update(len(chunk))

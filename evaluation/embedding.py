@@ -101,7 +101,7 @@ def _pooled(model, rows, kept, batch_size) -> np.ndarray:
 def last_states(decoder, rows: list[list[int]], batch_size: int, **mode):
     """Yields (numbers of rows, last hidden states (b, L, d), mask (b, L)), longest rows first."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for first in tqdm(range(0, len(order), batch_size), desc="encode", leave=False):
+    for first in tqdm(range(0, len(order), batch_size), desc="encode", leave=False, disable=None):
         chosen = order[first : first + batch_size]
         ids, mask = padded([rows[i] for i in chosen], decoder.device)
         yield chosen, decoder(input_ids=ids, attention_mask=mask, **mode).last_hidden_state, mask

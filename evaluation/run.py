@@ -114,12 +114,12 @@ def run(
     folder, results = out / "results", []
     folder.mkdir(parents=True, exist_ok=True)
     rivals = {rival.name: rival for module in modules.values() for rival in getattr(module, "RIVALS", ())}
-    for name, path in tqdm([*systems, *((name, "") for name in rivals)], desc="systems"):
+    for name, path in tqdm([*systems, *((name, "") for name in rivals)], desc="systems", disable=None):
         system = rivals.get(name)
         wanted = {table: module for table, module in modules.items() if System(name).kind in module.KINDS}
         if system is not None:
             wanted = {table: module for table, module in wanted.items() if system in getattr(module, "RIVALS", ())}
-        for table, module in tqdm(wanted.items(), desc=name, leave=False):
+        for table, module in tqdm(wanted.items(), desc=name, leave=False, disable=None):
             depends = depends_on(module, path, settings, about)
             file = folder / f"{table}.{name.replace(' ', '_')}.json"
             if file.is_file() and (done := Result.read(file)).about.get("depends") == depends:

@@ -97,7 +97,7 @@ def span_costs(
     nats = np.zeros(len(examples))
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
     starts = range(0, len(order), batch_size)
-    for first in tqdm(starts, desc=f"score {layout}", leave=False, disable=not show_progress_bar):
+    for first in tqdm(starts, desc=f"score {layout}", leave=False, disable=None if show_progress_bar else True):
         chosen = order[first : first + batch_size]
         nats[chosen] = _batch_nats(model, [examples[i] for i in chosen], layout)
     return nats
@@ -168,7 +168,7 @@ def right_bits(judge, tokenizer, texts: list[tuple[str, str]]) -> np.ndarray:
         texts: Pairs of a text and its continuation, joined by a space.
     """
     opening, bits = start_ids(judge.config, tokenizer), []
-    for before, right in tqdm(texts, desc="judge", leave=False):
+    for before, right in tqdm(texts, desc="judge", leave=False, disable=None):
         encoded = literal_tokenizer(tokenizer).encode(f"{before} {right}", add_special_tokens=False)
         seen = sum(end <= len(before) for _, end in encoded.offsets)
         (logprobs,) = continuation_logprobs(judge, opening + encoded.ids[:seen], [encoded.ids[seen:]])

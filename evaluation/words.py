@@ -71,7 +71,7 @@ def probe(
     rng, order = np.random.default_rng(seed), []
     classes = sorted({label for row in labels for label in row})
     linear = MLPClassifier(hidden_layer_sizes=(), alpha=0, learning_rate_init=RATE, random_state=seed)
-    for _ in tqdm(range(steps), desc=f"probe {name}", leave=False):
+    for _ in tqdm(range(steps), desc=f"probe {name}", leave=False, disable=None):
         if len(order) < min(SENTENCES, len(train)):
             order += rng.permutation(len(train)).tolist()
         chosen, order = order[:SENTENCES], order[SENTENCES:]

@@ -106,7 +106,7 @@ def continuations(
     found, end = [None] * len(prompts), tokenizer.eos_token_id
     barred = sorted(set(tokenizer.all_special_ids) - ({end} if ends else set()))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for first in tqdm(range(0, len(order), batch_size), desc="generate", leave=False):
+    for first in tqdm(range(0, len(order), batch_size), desc="generate", leave=False, disable=None):
         chosen = order[first : first + batch_size]
         length = max(len(prompts[i]) for i in chosen)
         pads = [length - len(prompts[i]) for i in chosen]
@@ -151,7 +151,7 @@ def infilled(system: System, cases: list[Case], settings: Settings, told_length:
     inputs = [[f"{case.left} ", Gap(length), f" {case.right}"] for case, length in zip(cases, lengths)]
     most, size = min(most_tokens(settings), max(system.model.config.infill_free_offsets)), settings.batch_size
     fills = []
-    for first in tqdm(range(0, len(inputs), size), desc="infill", leave=False):
+    for first in tqdm(range(0, len(inputs), size), desc="infill", leave=False, disable=None):
         some = inputs[first : first + size]
         outputs = system.model.infill(some, system.tokenizer, max_new_tokens=most, return_dict=True, batch_size=size)
         fills += [Fill(each.gaps[0].text.strip(), each.gaps[0].finish_reason != "max_tokens") for each in outputs]

@@ -709,7 +709,8 @@ class InfillingMixin:
             max_new_tokens (`int`, *optional*):
                 Maximum length with `length="auto"`, at most the largest of `config.infill_free_offsets`; defaults to
                 that offset or 64, whichever is less.
-            min_new_tokens (`int`, *optional*, defaults to 1): Minimum length with `length="auto"`.
+            min_new_tokens (`int`, *optional*, defaults to 1): Minimum length with `length="auto"`; 0 allows an empty
+                fill, of which training has no example.
             stop (`str` or list of `str`, *optional*): Where to end fills, as in [`Gap`].
             gaps (mapping of `str` to [`Gap`], *optional*): Settings of named gaps.
             order (`str`, *optional*, defaults to `"sequential"`):

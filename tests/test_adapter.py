@@ -168,13 +168,9 @@ def test_generate_in_one_thread_and_encode_in_another(ids):
 # ------------------------------------------------------------------------------------------ compile, train, copy, inspect
 
 
-FAST = [("mistral", "hybrid")]
-EACH = [(name, mode) for name in families.NAMES for mode in ATTENTION_MODES]
-
-
-@pytest.mark.parametrize(
-    "name, mode", [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in EACH if one not in FAST)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ATTENTION_MODES)
+@pytest.mark.parametrize("name", families.NAMES)
 def test_gate_under_torch_compile(name, mode, ids):
     """One graph without breaks; the "eager" backend runs exactly what was traced."""
     torch._dynamo.reset()

@@ -219,9 +219,9 @@ def test_every_auto_class_is_told_whether_it_may_run_code():
 
 
 def test_a_reader_that_has_gone_is_no_error():
-    command = f"'{MAGNET}' train --help | head -1; echo ${{PIPESTATUS[0]}}"
+    command = f"'{MAGNET}' infill --help | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0].startswith("usage: magnet train")
+    assert done.stdout.splitlines()[0].startswith("usage: magnet infill")
     assert done.stdout.splitlines()[-1] in ("0", "141")  # 0 where all was written before head left
     assert done.stderr == ""
 

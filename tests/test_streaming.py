@@ -286,7 +286,8 @@ def train(source, tokenizer, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_ends_at_the_same_weights(train, tmp_path, row_count, workers):
     undisturbed = train("whole", workers)
     assert 3 * 8 < row_count < 6 * 8  # the stream starts anew between the checkpoints

@@ -399,6 +399,7 @@ def test_killed_again_and_again_it_ends_bit_exact(start, whole, tmp_path):
     assert distance(train(tmp_path, resume=True), whole[1]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_from_outside(start, tmp_path, number, code):
     process = start(tmp_path, 2, max_steps=10_000)

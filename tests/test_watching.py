@@ -34,6 +34,7 @@ def train_for_logs(make, **settings):
 # ---------------------------------------------------------------------------------------------------- log file, curves
 
 
+@pytest.mark.slow
 def test_every_line_has_every_figure_and_the_curves_are_of_the_log(make, tmp_path):
     train_for_logs(make)
     lines = read_log(log_path(tmp_path))
