@@ -1,5 +1,6 @@
 """Tiny random models of every family, built in code: with sliding windows, softcaps and multipliers where one has them."""
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -36,6 +37,8 @@ OWN = {  # what is a family's own; all that it can do is switched on
     },
 }
 NAMES = list(OWN)
+FAST = ("llama", "mistral", "gemma3_text")  # no window, one in every layer, one in some
+EACH = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 assert NAMES == list(FAMILIES), "a new family needs a line in OWN: that is all its tests need"
 
 

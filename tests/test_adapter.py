@@ -16,7 +16,7 @@ from modeling_magnet.infilling_magnet import InfillingMixin
 from modeling_magnet.modeling_magnet import LowRank, adapter_gate, low_rank_parts
 
 SPANS = torch.tensor([[0, 0, 1, 1, 1, 0, 2, 2], [0, 1, 1, 0, 0, 0, 0, 0]])
-NAMES = pytest.mark.parametrize("name", families.NAMES)
+NAMES = pytest.mark.parametrize("name", families.EACH)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_generate_in_one_thread_and_encode_in_another(ids):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ATTENTION_MODES)
-@pytest.mark.parametrize("name", families.NAMES)
+@pytest.mark.parametrize("name", families.EACH)
 def test_gate_under_torch_compile(name, mode, ids):
     """One graph without breaks; the "eager" backend runs exactly what was traced."""
     torch._dynamo.reset()

@@ -84,7 +84,7 @@ def test_vectors_without_normalisation(sdpa_model, tokenizer):
     assert (np.abs(np.linalg.norm(vectors, axis=1) - 1) > 0.1).all()
 
 
-@pytest.mark.parametrize("family", families.NAMES)
+@pytest.mark.parametrize("family", families.EACH)
 def test_families(tokenizer, family):
     """With windows far shorter than the texts, and with padding beside them."""
     base = families.build_base(family, "sdpa", vocab_size=4096, pad_token_id=0)

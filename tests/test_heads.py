@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 build_magnet = functools.cache(families.build_magnet)  # only copies are changed
 LENGTH = 7
 TOKENS, TEXTS = AutoModelForTokenClassification, AutoModelForSequenceClassification
-NAMES = pytest.mark.parametrize("name", families.NAMES)
+NAMES = pytest.mark.parametrize("name", families.EACH)
 HEADS = pytest.mark.parametrize("auto", [TOKENS, TEXTS], ids=["tokens", "texts"])
 SIDES = pytest.mark.parametrize("side", ["left", "right", "both"])
 

@@ -520,6 +520,10 @@ def test_what_the_text_behind_repeats_is_trimmed(model, tokenizer):
         ("so he saw the big dog", " the big dog ran", 12),
         ("so he saw the big dog", "g ran", 0),  # within words
         ("so he saw the big dogs", " the big dog ran", 0),
+        ("a misunderstanding us", "understanding us now", 0),
+        ("an understanding", "understandings are", 0),
+        ("xx a b c", "a b c d e", 5),  # three words
+        ("on the abcdefghijkl", "abcdefghijkl.", 12),  # or twelve characters
         ("", " the end.", 0),
         ("a b c", "", 0),
     ],

@@ -19,7 +19,7 @@ from transformers import (
 from modeling_magnet import ATTENTION_MODES, FAMILIES
 from modeling_magnet.modeling_magnet import base_sha256, low_rank_parts
 
-NAMES = pytest.mark.parametrize("name", families.NAMES)
+NAMES = pytest.mark.parametrize("name", families.EACH)
 
 
 def magnet(name, **fields):
@@ -365,7 +365,13 @@ def test_a_checkpoint_of_a_decoder_alone_has_no_head(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, causal_adapter", [*((name, False) for name in families.NAMES), ("llama", True), ("gemma3_text", True)]
+    "name, causal_adapter",
+    [("llama", False), ("mistral", False), ("llama", True), ("gemma3_text", True)]
+    + [
+        pytest.param(name, False, marks=pytest.mark.slow)
+        for name in families.NAMES
+        if name not in ("llama", "mistral")
+    ],
 )
 def test_a_plain_trainer_trains_it_on_causal_text(name, causal_adapter, folders, ids, tmp_path):
     _, folder = folders(name)

@@ -96,7 +96,7 @@ def test_get_peft_model_trains_the_new_adapter_alone(folder, ids, mode):
     assert_hooks_stand(model)
 
 
-@pytest.mark.parametrize("name", families.NAMES)
+@pytest.mark.parametrize("name", families.EACH)
 def test_on_all_linear_layers_of_every_family(name, ids, tmp_path):
     magnet = build_magnet(name)
     expected = all_modes(magnet, ids)

@@ -91,6 +91,7 @@ def test_main_writes_a_checkpoint_that_infills(flags, tmp_path, base_model_path)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_held_out_texts_are_measured_before_the_first_step(flags, tmp_path):
     (tmp_path / "held_out.jsonl").write_text('{"text": "Ben slept.", "positive": "Ben was asleep."}\n' * 4)
     common = flags(eval_file=tmp_path / "held_out.txt", eval_strategy="steps", eval_steps=2, max_steps=2)

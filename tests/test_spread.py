@@ -41,7 +41,7 @@ def compare(expected: Path, found: Path, case: str) -> float:
     return relative_difference(found, expected)
 
 
-FAST = ("lora", "projection head", "chunks", "kl")
+FAST = ("projection head", "chunks", "kl")
 EACH = [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in spread.CASES]
 
 

@@ -66,7 +66,9 @@ def repeated_patterns(n):
     return [Text(np.tile(rng.choice(np.arange(10, 16), 3, replace=False), 8), np.zeros(24, bool)) for _ in range(n)]
 
 
-@pytest.mark.parametrize("objective", ["mntp", "msg", "sscl"])
+@pytest.mark.parametrize(
+    "objective", ["msg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mntp", "sscl"))]
+)
 def test_each_objective_alone_is_learnt(make, objective):
     lambdas = {f"lambda_{name}": float(name == objective) for name in ("mntp", "msg", "sscl")}
     trainer = make(
