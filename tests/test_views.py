@@ -1,6 +1,7 @@
 """The training view of a text: spans, masks, labels and positions (sections 3.2 and 3.3, Appendix A)."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from magnet_train.fim import FimMarkers
 from magnet_train.settings.arguments import ViewArguments
-from magnet_train.views import IGNORE, SpecialTokens, sample_spans, sample_view
+from magnet_train.views import IGNORE, SpecialTokens, sample_spans, sample_view, special_tokens
 
 BOS, END, MASK = 1, 2, 4
 VOCAB = 97
@@ -92,6 +93,15 @@ def test_view_is_a_function_of_the_generator_alone(key):
 def test_another_seed_epoch_or_index_gives_another_view(other):
     one, another = (draw(200, seed=key)[0] for key in ((0, 0, 0), other))
     assert any(not np.array_equal(a, b) for a, b in zip(fields(one), fields(another)))
+
+
+@pytest.mark.parametrize(("trained_end", "end"), [(None, 2), (9, 9)])
+def test_tokens_of_a_checkpoint(tokenizer, trained_end, end):
+    config = SimpleNamespace(mask_token_id=66, infill_end_token_id=trained_end, text_start_token_id=None)
+    tokens = special_tokens(config, tokenizer)
+    assert (tokens.bos, tokens.mask, tokens.end) == (tokenizer.bos_token_id, 66, end) and tokenizer.eos_token_id == 2
+    assert sorted({*tokens.ordinary, *tokenizer.all_special_ids, 66}) == list(range(len(tokenizer)))
+    assert not {*tokenizer.all_special_ids, 66} & set(tokens.ordinary) and tokens.fim is not None
 
 
 def test_the_text_is_left_as_it_was():
