@@ -64,9 +64,8 @@ def main(args: list[str] | None = None) -> None:
 def keep_to_the_cores() -> None:
     """
     Before torch is imported: one thread per core that the process may use (a container may have fewer than the machine), and
-    waiting threads sleep early. OpenMP's default is to spin for milliseconds: on two cores shared with two other programs, a
-    training step of SmolLM2-135M then takes 31 s instead of 14, and a token 0.37 s instead of 0.12. The cost on an idle
-    machine is 7.9 s a step instead of 6.8. Variables already set are kept.
+    waiting threads sleep early instead of spinning, which on a shared machine doubles the time of a training step (figures in
+    docs/LOG.md). Variables already set are kept.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "OMP_NUM_THREADS" not in os.environ:

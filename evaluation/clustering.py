@@ -10,10 +10,11 @@ from sklearn.cluster import MiniBatchKMeans
 from .data import Settings, files, name_of, read_labelled
 from .embedding import LEXICAL, encoders
 from .figures import Figure
-from .sts import KINDS, System, by_mteb
+from .sts import by_mteb
+from .systems import BOTH_WAYS, LEFT_TO_RIGHT, System
 
 FILES = ("clustering/*.tsv",)
-KINDS = KINDS
+KINDS = (*BOTH_WAYS, *LEFT_TO_RIGHT, "encoder", "lexical")
 RIVALS = LEXICAL
 COMPARED = ("",)
 INSTRUCTION = "Identify the topic or theme of the given news articles"

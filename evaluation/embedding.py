@@ -3,20 +3,18 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from scipy.sparse import issparse
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.preprocessing import normalize
-from tqdm.auto import tqdm
 
 from modeling_magnet.encoding_magnet import (
-    _mean_by_word,
-    _tokens_of_words,
+    last_states,
     literal_tokenizer,
+    mean_by_word,
     own_token_states,
-    padded,
     start_ids,
     text_ids,
+    tokens_of_words,
 )
 
 from .systems import BOTH_WAYS, LEFT_TO_RIGHT, System
@@ -97,16 +95,6 @@ def _pooled(model, rows, kept, batch_size) -> np.ndarray:
     return normalize(vectors)
 
 
-@torch.no_grad()
-def last_states(decoder, rows: list[list[int]], batch_size: int, **mode):
-    """Yields (numbers of rows, last hidden states (b, L, d), mask (b, L)), longest rows first."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for first in tqdm(range(0, len(order), batch_size), desc="encode", leave=False, disable=None):
-        chosen = order[first : first + batch_size]
-        ids, mask = padded([rows[i] for i in chosen], decoder.device)
-        yield chosen, decoder(input_ids=ids, attention_mask=mask, **mode).last_hidden_state, mask
-
-
 def cosines(encode: Callable, pairs: list[tuple[float, str, str]]) -> np.ndarray:
     """Cosine similarity of each pair's sentences, (N,)."""
     vectors = encode([pair[1] for pair in pairs] + [pair[2] for pair in pairs])
@@ -138,10 +126,10 @@ def encode_words(system: System, sentences: list[list[str]], batch_size: int = 6
         decoder, start, end = model.model, start_ids(model.config, tokenizer), []
         shifted = system.kind in LEFT_TO_RIGHT
         mode = CAUSAL if shifted else {"attention_mode": "bidirectional"}
-    tokens = [_tokens_of_words(words, tokenizer) for words in sentences]
+    tokens = [tokens_of_words(words, tokenizer) for words in sentences]
     rows, vectors = [start + ids + end for ids, _ in tokens], [None] * len(sentences)
     for chosen, hidden, mask in last_states(decoder, rows, batch_size, **mode):
         own = own_token_states(hidden, mask) if shifted else hidden
         for i, each in zip(chosen, own[:, len(start) :].float().cpu().numpy()):
-            vectors[i] = _mean_by_word(each, tokens[i][1], len(sentences[i]))
+            vectors[i] = mean_by_word(each, tokens[i][1], len(sentences[i]))
     return vectors

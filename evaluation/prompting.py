@@ -56,7 +56,11 @@ FIVE_SHOT = {name: ZERO_SHOT[name] for name in ("blank", "prefix-suffix", "line-
 def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
     """The automatic metrics of Table 5 for each prompt, and the fills."""
     cases = cases_of(system, settings, MOST_STORIES + SHOTS)
-    examples, cases = cases[:SHOTS], cases[SHOTS:] or cases
+    examples, cases = cases[:SHOTS], cases[SHOTS:]
+    if not cases:
+        raise ValueError(
+            f"prompting: {len(examples)} stories are only enough for the examples. Give more than {SHOTS}."
+        )
     ways = {f"zero-shot {name}": (prompt, []) for name, prompt in ZERO_SHOT.items()}
     ways |= {f"five-shot {name}": (prompt, examples) for name, prompt in FIVE_SHOT.items()}
     found, texts = [], {}

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 import transformers
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import is_flash_attn_2_available
 
@@ -25,7 +24,7 @@ from modeling_magnet import ATTENTION_MODES, span_attention_rule
 from modeling_magnet.encoding_magnet import check_tokenizer, start_ids, text_ids
 
 from .card import check_code
-from .trust import check_source, leads_out
+from .trust import check_source, finite_tensors, leads_out
 
 BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 MODES = {"encoder": ("bidirectional",), "generator": ("causal",)}  # other forms have all
@@ -182,20 +181,13 @@ def check_weights(checkpoint: Checkpoint) -> str:
     random. MAGNET's classes refuse those; transformers' only report them."""
     stored, dtype = {}, None if checkpoint.form == "adapter" else checkpoint.config.dtype
     for path in sorted(checkpoint.folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as weights:
-                for name in weights.keys():
-                    tensor = weights.get_tensor(name)  # one at a time
-                    if not tensor.isfinite().all():
-                        raise ValueError(f"{path.name}: {name} contains NaN or infinity.")
-                    if stored.setdefault(name, path.name) != path.name:
-                        raise ValueError(f"{path.name}: {name} is in {stored[name]} too. Delete the older file.")
-                    is_base = "_lora." not in name and not name.startswith("projection_head.")
-                    rounded = dtype and is_base and torch.promote_types(tensor.dtype, dtype) != dtype
-                    if rounded or not tensor.is_floating_point():
-                        raise ValueError(f"{path.name}: {name} is {tensor.dtype}, but config.json has dtype={dtype}.")
-        except SafetensorError as error:
-            raise ValueError(f"{path.name}: is damaged ({error}).") from None
+        for name, tensor in finite_tensors(path):
+            if stored.setdefault(name, path.name) != path.name:
+                raise ValueError(f"{path.name}: {name} is in {stored[name]} too. Delete the older file.")
+            is_base = "_lora." not in name and not name.startswith("projection_head.")
+            rounded = dtype and is_base and torch.promote_types(tensor.dtype, dtype) != dtype
+            if rounded or not tensor.is_floating_point():
+                raise ValueError(f"{path.name}: {name} is {tensor.dtype}, but config.json has dtype={dtype}.")
     for name in [name for name in checkpoint.names if name.endswith(".safetensors.index.json")]:
         if checkpoint.json(name)["weight_map"] != stored:
             raise ValueError(f"{name}: does not list the tensors of the files. Save the checkpoint again.")

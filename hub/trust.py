@@ -4,6 +4,7 @@ import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
 from modeling_magnet.configuration_magnet import KERNELS
@@ -85,3 +86,21 @@ def check_finite(model: torch.nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{model.name_or_path}: the tensor {name} contains NaN or infinity. The file is damaged.")
+
+
+def finite_tensors(path: Path):
+    """
+    Yields the name and tensor of each weight in a safetensors file, one in memory at a time.
+
+    Raises:
+        `ValueError` for a damaged file, or a tensor that contains NaN or infinity.
+    """
+    try:
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():
+                tensor = weights.get_tensor(name)
+                if not tensor.float().isfinite().all():  # one-byte floats have no isfinite()
+                    raise ValueError(f"{path.name}: {name} contains NaN or infinity. Use another checkpoint.")
+                yield name, tensor
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: is damaged ({error}). Save the checkpoint again.") from None

@@ -10,6 +10,14 @@ from modeling_magnet import Gap
 TEXTS = ["Tom was very hungry.", " He went to the kitchen and ate", " his bed. Good night!"]
 TEXT = "<|gap|>".join(TEXTS)
 FREE_OFFSET = 64  # the `text_magnet` fixture's
+ALL_KINDS = [
+    "Tom ",
+    Gap(5, prefix="ver"),
+    " and </s> ",
+    Gap("auto", 9, stop="line"),
+    " he ",
+    Gap(candidates=["a", "b"]),
+]
 BATCH = [
     TEXT,
     [TEXTS[0], Gap(length=3), TEXTS[1] * 5],

@@ -283,8 +283,18 @@ def test_the_table_of_prompts(causal, cases, settings):
     ids = prompting.prompt_ids(causal, cases[0], prompting.blank, [cases[1]])
     text = causal.tokenizer.decode(ids, skip_special_tokens=True)
     assert text == f"{prompting.blank(cases[1])} She looked for it.\n\n{prompting.blank(cases[0])}" and ids[0] == 1
+    with pytest.raises(ValueError, match="2 stories are only enough for the examples. Give more than 5"):
+        prompting.measure(causal, settings)
+    stories = [[f"Day {n}.", *STORIES[n % 2][1:]] for n in range(8)]
+    rows = "".join(json.dumps({"sentences": story}) + "\n" for story in stories)
+    (settings.data / "tales" / "validation.jsonl").write_text(rows)
     figures, extra = prompting.measure(causal, settings)
     assert len(extra["fills"]) == 7 and len({each.way for each in figures}) == 7
+    assert [story["left"].split(".")[0] for story in extra["stories"]] == [
+        "Day 5",
+        "Day 6",
+        "Day 7",
+    ]  # not the examples
 
 
 def test_a_chat_model_is_asked_in_its_template(causal, cases, tokenizer):

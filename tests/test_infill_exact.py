@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from infilling import (
+    ALL_KINDS,
     BATCH,
     FREE_OFFSET,
     TEXT,
@@ -291,17 +292,9 @@ def test_one_prefill_per_document_then_one_token_a_step(model, tokenizer, altern
 def test_threads_give_what_one_thread_gives(model, tokenizer):
     """Beside other modes, and nothing that is shared is changed."""
     causal = tokenizer("Once upon a time", return_tensors="pt").input_ids
-    parts = [
-        "Tom ",
-        Gap(5, prefix="ver"),
-        " and </s> ",
-        Gap("auto", 9, stop="line"),
-        " he ",
-        Gap(candidates=["a", "b"]),
-    ]
     jobs = [
-        lambda: model.infill(parts, tokenizer, return_dict=True),
-        lambda: model.infill(parts, tokenizer, order="parallel", return_dict=True),
+        lambda: model.infill(ALL_KINDS, tokenizer, return_dict=True),
+        lambda: model.infill(ALL_KINDS, tokenizer, order="parallel", return_dict=True),
         lambda: model.infill(TEXT, tokenizer, num_beams=3, length=5, num_return_sequences=2, return_dict=True),
         lambda: model.infill(TEXT, tokenizer, length=6, cache_implementation="static"),
         lambda: model.score_infill(TEXT, [" x", "</s>"], tokenizer),
@@ -314,7 +307,7 @@ def test_threads_give_what_one_thread_gives(model, tokenizer):
         for _ in range(3):
             assert list(pool.map(lambda job: job(), jobs)) == expected
     assert before == state()
-    assert parts[1] == Gap(5, prefix="ver")  # what the caller passed is the caller's
+    assert ALL_KINDS[1] == Gap(5, prefix="ver")  # what the caller passed is the caller's
 
 
 def test_settings_of_a_generation_config_hold(text_magnet, tokenizer):

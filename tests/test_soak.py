@@ -10,9 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-from infilling import TEXT
-
-from modeling_magnet import Gap
+from infilling import ALL_KINDS, TEXT
 
 pytestmark = pytest.mark.slow
 SECONDS, THREADS = 60, 16
@@ -50,19 +48,11 @@ def test_memory_is_flat(model, tokenizer, name, calls, record_property):
 
 def test_threads_of_mixed_calls_give_the_results_of_single_calls(model, tokenizer, record_property):
     prompt = tokenizer("One day, a little girl", return_tensors="pt")
-    gaps = [
-        "Tom ",
-        Gap(5, prefix="ver"),
-        " and </s> ",
-        Gap("auto", 9, stop="line"),
-        " he ",
-        Gap(candidates=["a", "b"]),
-    ]
     calls = {
         "encode": lambda: model.encode(SENTENCES[::1500], tokenizer, batch_size=3).tobytes(),
         "encode_words": lambda: model.encode_words([["Tom", "ran"]], tokenizer)[0].tobytes(),
         "infill": lambda: model.infill(TEXT, tokenizer, length=6),
-        "infill, gaps of all kinds": lambda: model.infill(gaps, tokenizer, order="parallel", return_dict=True),
+        "infill, gaps of all kinds": lambda: model.infill(ALL_KINDS, tokenizer, order="parallel", return_dict=True),
         "infill, beams": lambda: model.infill(TEXT, tokenizer, length=3, num_beams=2),
         "generate": lambda: model.generate(**prompt, max_new_tokens=6).tolist(),
         "generate, beams": lambda: model.generate(**prompt, max_new_tokens=3, num_beams=2).tolist(),

@@ -67,6 +67,8 @@ def padded(rows: list[list[int]], device=None, value: int = 0) -> tuple[torch.Lo
 
 # ----------------------------------------------------------------------------------------------------- texts to vectors
 
+BOTH_WAYS = {"attention_mode": "bidirectional"}
+
 
 class EncodingMixin:
     """`encode()` and `encode_words()` for every `Magnet*ForCausalLM`."""
@@ -142,7 +144,7 @@ class EncodingMixin:
             )
         rows = [row[:limit] + [tokenizer.eos_token_id] for row in rows]
         vectors = np.zeros((len(rows), self.config.hidden_size), dtype=np.float32)
-        for chosen, hidden, mask in self._forward_sorted(rows, batch_size, show_progress_bar):
+        for chosen, hidden, mask in last_states(self.model, rows, batch_size, show_progress_bar, **BOTH_WAYS):
             vectors[chosen] = self.pool(hidden, mask).float().cpu().numpy()
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -181,7 +183,7 @@ class EncodingMixin:
             ):
                 raise ValueError(f"sentences[{number}]={words!r}: must be a list of words, none of them empty.")
             check_text(f"sentences[{number}]", " ".join(words))
-            ids, owner = _tokens_of_words(words, tokenizer)
+            ids, owner = tokens_of_words(words, tokenizer)
             if len(start + ids) > self.config.max_position_embeddings:
                 raise ValueError(
                     f"sentences[{number}] has {len(start + ids)} tokens: at most max_position_embeddings="
@@ -190,22 +192,23 @@ class EncodingMixin:
             rows.append(start + ids)
             owners.append(owner)
         vectors = [np.zeros((0, self.config.hidden_size), dtype=np.float32)] * len(rows)
-        for chosen, hidden, mask in self._forward_sorted(rows, batch_size, show_progress_bar):
+        for chosen, hidden, mask in last_states(self.model, rows, batch_size, show_progress_bar, **BOTH_WAYS):
             own = own_token_states(hidden, mask)[:, len(start) :]  # (b, L, d), without the start token
             for i, states in zip(chosen, own.float().cpu().numpy()):
-                vectors[i] = _mean_by_word(states, owners[i], len(sentences[i]))
+                vectors[i] = mean_by_word(states, owners[i], len(sentences[i]))
         return vectors
 
-    def _forward_sorted(self, rows, batch_size, show_progress_bar):
-        """Yields (row numbers, last hidden states (b, L, d), mask (b, L)), longest rows first to reduce padding."""
-        check_positive("batch_size", batch_size)
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        hide = len(batches) <= 4 if show_progress_bar is None else not show_progress_bar
-        for chosen in tqdm(batches, desc="encode", disable=hide):
-            ids, mask = padded([rows[i] for i in chosen], self.device)
-            outputs = self.model(ids, attention_mask=mask, attention_mode="bidirectional")
-            yield chosen, outputs.last_hidden_state, mask
+
+@torch.no_grad()
+def last_states(decoder, rows: list[list[int]], batch_size: int, show_progress_bar: bool | None = None, **inputs):
+    """Yields (row numbers, last hidden states (b, L, d), mask (b, L)), longest rows first to reduce padding."""
+    check_positive("batch_size", batch_size)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    hide = len(batches) <= 4 if show_progress_bar is None else not show_progress_bar
+    for chosen in tqdm(batches, desc="encode", disable=hide):
+        ids, mask = padded([rows[i] for i in chosen], decoder.device)
+        yield chosen, decoder(input_ids=ids, attention_mask=mask, **inputs).last_hidden_state, mask
 
 
 def pooled(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -226,7 +229,7 @@ def own_token_states(hidden_states: torch.Tensor, attention_mask: torch.Tensor |
     return torch.where(left_is_real[..., None], shifted, hidden_states)
 
 
-def _tokens_of_words(words: list[str], tokenizer) -> tuple[list[int], np.ndarray]:
+def tokens_of_words(words: list[str], tokenizer) -> tuple[list[int], np.ndarray]:
     """Token ids and, for each token, the index of its word."""
     # a word owns the space before it, which is a token of its own before rare characters
     word_of_char = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])[1:]
@@ -236,7 +239,7 @@ def _tokens_of_words(words: list[str], tokenizer) -> tuple[list[int], np.ndarray
     return encoded.ids, np.array(owner)
 
 
-def _mean_by_word(states: np.ndarray, owner: np.ndarray, n_words: int) -> np.ndarray:
+def mean_by_word(states: np.ndarray, owner: np.ndarray, n_words: int) -> np.ndarray:
     """Mean (n_words, d) of each word's token states (L, d)."""
     sums = np.zeros((n_words, states.shape[1]), dtype=np.float32)
     np.add.at(sums, owner, states[: len(owner)])
