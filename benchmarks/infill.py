@@ -144,7 +144,7 @@ def gap_memory(gaps: int, size: int, cache: str) -> dict:
 
 
 def load_tokenizer():
-    return AutoTokenizer.from_pretrained(ROOT / "examples" / "assets" / "magnet-tiny-base", trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(ROOT / "tests" / "assets" / "magnet-tiny-base", trust_remote_code=False)
 
 
 def in_a_process(gaps: int, size: int, cache: str) -> dict:

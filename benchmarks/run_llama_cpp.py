@@ -24,7 +24,7 @@ from magnet_hub.export import export_checkpoint
 from modeling_magnet import MagnetLlamaForCausalLM
 
 ROOT = Path(__file__).parents[1]
-CHECKPOINT = ROOT / "examples" / "assets" / "magnet-tiny"
+CHECKPOINT = ROOT / "tests" / "assets" / "magnet-tiny"
 STORIES = ROOT / "examples" / "assets" / "everyday-stories" / "validation.jsonl"
 WRITTEN = ROOT / "docs" / "measured" / "llama_cpp.json"
 SENTENCES, PROMPTS, NEW_TOKENS = 64, 16, 40

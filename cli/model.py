@@ -14,7 +14,7 @@ def add_model_flags(parser, dtype: str = "auto") -> None:
     group.add_argument(
         "--model_name_or_path",
         help="checkpoint: a folder or a Hub id (default: the environment variable MAGNET_MODEL; in a clone, "
-        "examples/assets/magnet-tiny)",
+        "tests/assets/magnet-tiny)",
     )
     group.add_argument("--revision", help="commit, branch or tag of a Hub id")
     group.add_argument("--dtype", default=dtype, choices=("auto", "float32", "bfloat16", "float16"))
@@ -34,7 +34,7 @@ def chosen_model(given: str | None) -> str:
             raise ValueError(
                 "model_name_or_path: not given. Pass --model_name_or_path FOLDER_OR_HUB_ID, or set MAGNET_MODEL."
             )
-        print("no --model_name_or_path: using examples/assets/magnet-tiny (3 M parameters)", file=sys.stderr)
+        print("no --model_name_or_path: using tests/assets/magnet-tiny (3 M parameters)", file=sys.stderr)
         return str(SHIPPED)
     if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
         raise ValueError(f"model_name_or_path={path!r}: no such folder, and not a Hub id. Pass one that exists.")

@@ -109,7 +109,7 @@ def gap_memory() -> str:
 
 
 def check_example() -> str:
-    """What `magnet check examples/assets/magnet-tiny` printed."""
+    """What `magnet check tests/assets/magnet-tiny` printed."""
     printed = (DOCS / "measured" / "check.txt").read_text(encoding="utf-8")
     return f"```\n{printed}```"
 

@@ -1,6 +1,6 @@
 """Evaluates checkpoints on held-out five-sentence stories, one JSON line each, as `magnet demo` prints them.
 
-python -m magnet_eval.stories --model examples/assets/magnet-tiny --stories examples/assets/everyday-stories
+python -m magnet_eval.stories --model tests/assets/magnet-tiny --stories examples/assets/everyday-stories
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Loads a MAGNET checkpoint as a user without this project would, and prints its outputs as JSON.
 
-    python examples/load_anywhere.py examples/assets/magnet-tiny
+    python examples/load_anywhere.py tests/assets/magnet-tiny
 
 It first blocks imports of this project's packages, so only the checkpoint's files are used.
 """

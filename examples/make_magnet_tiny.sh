@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes examples/assets/magnet-tiny from examples/assets/magnet-tiny-base, and the causal-LM control it is compared with.
+# Makes tests/assets/magnet-tiny from tests/assets/magnet-tiny-base, and the causal-LM control it is compared with.
 #   examples/make_magnet_tiny.sh novels.txt.gz tinystories.txt.gz
 # Texts have one document a line. Both runs go side by side, with one thread each.
 set -euo pipefail
@@ -25,12 +25,12 @@ from magnet_hub.save import save_checkpoint
 
 model = MagnetLlamaForCausalLM.from_pretrained("runs/magnet-tiny", dtype=torch.bfloat16)
 tokenizer = AutoTokenizer.from_pretrained("runs/magnet-tiny", trust_remote_code=False)
-save_checkpoint(model, tokenizer, "examples/assets/magnet-tiny")
+save_checkpoint(model, tokenizer, "tests/assets/magnet-tiny")
 for name in ("train_log.jsonl", "curves.png"):
     shutil.copy(f"runs/magnet-tiny/{name}", f"docs/magnet-tiny/{name}")
 PYTHON
 # two bytes a weight in the repository, float32 once loaded: no figure hangs on how a CPU rounds bfloat16
-sed -i 's/"dtype": "bfloat16"/"dtype": "float32"/' examples/assets/magnet-tiny/config.json
+sed -i 's/"dtype": "bfloat16"/"dtype": "float32"/' tests/assets/magnet-tiny/config.json
 python -m magnet_eval.stories --stories examples/assets/everyday-stories \
-  --model examples/assets/magnet-tiny-base runs/magnet-tiny-control examples/assets/magnet-tiny \
+  --model tests/assets/magnet-tiny-base runs/magnet-tiny-control tests/assets/magnet-tiny \
   >docs/measured/stories.jsonl

@@ -1,4 +1,4 @@
-"""Pretrains a tiny Llama and its tokenizer from scratch on any text; made examples/assets/magnet-tiny-base.
+"""Pretrains a tiny Llama and its tokenizer from scratch on any text; made tests/assets/magnet-tiny-base.
 
     python examples/pretrain_base.py --text novels.txt.gz:16000 "tinystories.txt.gz*3" stories.txt \\
         --minutes 68 --output_dir runs/magnet-tiny-base

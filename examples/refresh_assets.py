@@ -1,4 +1,4 @@
-"""Copies the model code of this clone into examples/assets/magnet-tiny, and rewrites its card: hashes of the code,
+"""Copies the model code of this clone into tests/assets/magnet-tiny, and rewrites its card: hashes of the code,
 settings of the run, figures from docs/measured. The weights do not change.
 
 python examples/refresh_assets.py
@@ -20,9 +20,9 @@ from magnet_train.settings.recipes import CONFIGURATION, configuration, parse
 from modeling_magnet import MagnetLlamaConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "examples" / "assets" / "magnet-tiny"
+FOLDER = ROOT / "tests" / "assets" / "magnet-tiny"
 DATA = "everyday-stories"
-COMMAND = "magnet evaluate infill sts --model examples/assets/magnet-tiny --data examples/assets --out report"
+COMMAND = "magnet evaluate infill sts --model tests/assets/magnet-tiny --data examples/assets --out report"
 FIGURES = {  # key of docs/measured/stories.jsonl -> task of the Hub, task, metric, measure
     "infill_exact": ("text-generation", "Infilling", "perplexity", "perplexity of the missing sentence, given length"),
     "infill_free": ("text-generation", "Infilling", "perplexity", "perplexity of the missing sentence and its end"),

@@ -339,7 +339,7 @@ def run_checks(checkpoint: Checkpoint) -> Iterator[Outcome]:
 
     ```python
     >>> from magnet_hub.check import Checkpoint, run_checks
-    >>> next(run_checks(Checkpoint("examples/assets/magnet-tiny"))).status
+    >>> next(run_checks(Checkpoint("tests/assets/magnet-tiny"))).status
     'ok'
 
     ```

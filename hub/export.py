@@ -61,7 +61,7 @@ def export_checkpoint(
     >>> from transformers import AutoModelForCausalLM
     >>> from magnet_hub.export import export_checkpoint
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     export_checkpoint("examples/assets/magnet-tiny", f"{folder}/generator", "generator")
+    ...     export_checkpoint("tests/assets/magnet-tiny", f"{folder}/generator", "generator")
     ...     type(AutoModelForCausalLM.from_pretrained(f"{folder}/generator")).__name__
     'LlamaForCausalLM'
 

@@ -33,7 +33,7 @@ def to_stock(model, form: str, dtype: torch.dtype) -> PreTrainedModel:
     >>> import torch
     >>> from magnet_hub.stock import to_stock
     >>> from modeling_magnet import MagnetLlamaForCausalLM
-    >>> model = MagnetLlamaForCausalLM.from_pretrained("examples/assets/magnet-tiny")
+    >>> model = MagnetLlamaForCausalLM.from_pretrained("tests/assets/magnet-tiny")
     >>> type(to_stock(model, "encoder", torch.float32)).__name__
     'LlamaModel'
 

@@ -27,7 +27,7 @@ def check_source(path: str | Path, revision: str | None = None) -> None:
 
     ```python
     >>> from magnet_hub.trust import check_source
-    >>> check_source("examples/assets/magnet-tiny")
+    >>> check_source("tests/assets/magnet-tiny")
 
     ```
     """

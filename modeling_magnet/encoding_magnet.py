@@ -119,8 +119,8 @@ class EncodingMixin:
         ```python
         >>> from transformers import AutoTokenizer
         >>> from modeling_magnet import MagnetLlamaForCausalLM
-        >>> model = MagnetLlamaForCausalLM.from_pretrained("examples/assets/magnet-tiny")
-        >>> tokenizer = AutoTokenizer.from_pretrained("examples/assets/magnet-tiny", trust_remote_code=True)
+        >>> model = MagnetLlamaForCausalLM.from_pretrained("tests/assets/magnet-tiny")
+        >>> tokenizer = AutoTokenizer.from_pretrained("tests/assets/magnet-tiny", trust_remote_code=True)
         >>> model.encode(["A cat sleeps.", "Rain fell."], tokenizer).shape
         (2, 192)
 

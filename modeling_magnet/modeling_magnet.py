@@ -608,8 +608,8 @@ class MagnetLM(InfillingMixin, EncodingMixin, MagnetPreTrained):
     ```python
     >>> from modeling_magnet import MagnetLlamaForCausalLM
     >>> from transformers import AutoTokenizer
-    >>> model = MagnetLlamaForCausalLM.from_pretrained("examples/assets/magnet-tiny")
-    >>> tokenizer = AutoTokenizer.from_pretrained("examples/assets/magnet-tiny", trust_remote_code=True)
+    >>> model = MagnetLlamaForCausalLM.from_pretrained("tests/assets/magnet-tiny")
+    >>> tokenizer = AutoTokenizer.from_pretrained("tests/assets/magnet-tiny", trust_remote_code=True)
     >>> text = model.infill("Tom was hungry. <|gap|> He was full.", tokenizer, length=12)
     >>> text.startswith("Tom was hungry. ") and text.endswith(" He was full.")
     True

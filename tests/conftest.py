@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from magnet_hub.save import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-BASE_MODEL = REPOSITORY / "examples" / "assets" / "magnet-tiny-base"
+BASE_MODEL = REPOSITORY / "tests" / "assets" / "magnet-tiny-base"
 
 torch.set_num_threads(1)  # on matrices this small, threads cost more than they give
 

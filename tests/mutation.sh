@@ -13,6 +13,7 @@ for package in train hub evaluation cli; do
 done
 cp -r "$root/modeling_magnet" "$root/configuration_magnet" "$folder"
 cp -r "$root/examples/assets" "$folder/examples"
+cp -r "$root/tests/assets" "$folder/tests"
 for test in conftest families reference infilling training test_modes test_losses test_views test_objectives test_data \
   test_infill_text test_configuration test_faults surviving; do
   cp "$root/tests/$test.py" "$folder/tests"

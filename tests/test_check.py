@@ -532,7 +532,7 @@ def test_the_command_reports_in_json(healthy, capsys):
 
 
 def test_the_printed_example_is_of_this_version():
-    """magnet check examples/assets/magnet-tiny > docs/measured/check.txt, then python docs/make_tables.py."""
+    """magnet check tests/assets/magnet-tiny > docs/measured/check.txt, then python docs/make_tables.py."""
     path = Path(__file__).resolve().parents[1] / "docs" / "measured" / "check.txt"
     lines = path.read_text(encoding="utf-8").splitlines()[:-2]
     assert [line[8:33].rstrip() for line in lines] == list(CHECKS)

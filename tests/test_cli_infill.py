@@ -41,7 +41,7 @@ def test_what_is_no_length_is_wrong_usage(flags, magnet):
 
 def test_a_text_as_argument(magnet, infill):
     assert magnet(["infill", TEXT, "--length", "6"]) == infill(TEXT, length=6) + "\n"
-    assert "using examples/assets/magnet-tiny" in magnet.err
+    assert "using tests/assets/magnet-tiny" in magnet.err
 
 
 def test_flags_are_those_of_infill(magnet, infill):

@@ -1,5 +1,7 @@
 """Encoding: each kind of system against its formula, baselines by counts, and the scores of mteb."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,8 +24,8 @@ def model(text_magnet):
 
 
 @pytest.fixture
-def stories(base_model_path):
-    return base_model_path.parent / "everyday-stories"
+def stories():
+    return Path(__file__).parents[1] / "examples" / "assets" / "everyday-stories"
 
 
 def unit(vector):

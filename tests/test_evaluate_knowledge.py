@@ -13,7 +13,8 @@ from magnet_eval.data import Settings
 from magnet_eval.systems import load_system
 
 pytest.importorskip("lm_eval")
-ASSETS = Path(__file__).parents[1] / "examples" / "assets"
+ASSETS = Path(__file__).parent / "assets"
+STORIES = Path(__file__).parents[1] / "examples" / "assets" / "everyday-stories"
 TASK = """
 task: endings
 dataset_path: json
@@ -33,7 +34,7 @@ def data(tmp_path, monkeypatch) -> Path:
     """The last sentence of a shipped story, among those of three other stories: as questions, and as a task of lm-eval."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    lines = (ASSETS / "everyday-stories" / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:24]
+    lines = (STORIES / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:24]
     stories = [json.loads(line)["sentences"] for line in lines]
     rows = []
     for n, story in enumerate(stories):

@@ -21,7 +21,7 @@ from magnet_hub.training_summary import TrainingSummary, read_training_summary
 from modeling_magnet import MagnetLlamaConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ROOT / "examples" / "assets" / "magnet-tiny"
+SHIPPED = ROOT / "tests" / "assets" / "magnet-tiny"
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "dtype": "float32"}
 CONFIG = MagnetLlamaConfig(**SIZES, infill_end_token_id=2)
 SPEARMAN = Measured("sentence-similarity", "STS-B", "spearman", 71.25, "STS", "Spearman x 100", [70.5, 72.0])

@@ -20,7 +20,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "examples" / "space"
-TINY = ROOT / "examples" / "assets" / "magnet-tiny"
+TINY = ROOT / "tests" / "assets" / "magnet-tiny"
 STORY = "Anna opened the box. <|gap|> She named the puppy Max."
 # MAGNET_SCREENSHOTS=docs writes docs/space.png and docs/space_mask.png anew
 PICTURES = os.environ.get("MAGNET_SCREENSHOTS")

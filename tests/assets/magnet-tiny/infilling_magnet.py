@@ -744,8 +744,8 @@ class InfillingMixin:
         ```python
         >>> from transformers import AutoTokenizer
         >>> from modeling_magnet import Gap, MagnetLlamaForCausalLM
-        >>> model = MagnetLlamaForCausalLM.from_pretrained("examples/assets/magnet-tiny")
-        >>> tokenizer = AutoTokenizer.from_pretrained("examples/assets/magnet-tiny", trust_remote_code=True)
+        >>> model = MagnetLlamaForCausalLM.from_pretrained("tests/assets/magnet-tiny")
+        >>> tokenizer = AutoTokenizer.from_pretrained("tests/assets/magnet-tiny", trust_remote_code=True)
         >>> output = model.infill(["Tom was hungry.", Gap(length=6), " He was full."], tokenizer, return_dict=True)
         >>> len(output.gaps[0].token_ids), output.gaps[0].finish_reason
         (6, 'exact_length')
@@ -811,8 +811,8 @@ class InfillingMixin:
         ```python
         >>> from transformers import AutoTokenizer
         >>> from modeling_magnet import MagnetLlamaForCausalLM
-        >>> model = MagnetLlamaForCausalLM.from_pretrained("examples/assets/magnet-tiny")
-        >>> tokenizer = AutoTokenizer.from_pretrained("examples/assets/magnet-tiny", trust_remote_code=True)
+        >>> model = MagnetLlamaForCausalLM.from_pretrained("tests/assets/magnet-tiny")
+        >>> tokenizer = AutoTokenizer.from_pretrained("tests/assets/magnet-tiny", trust_remote_code=True)
         >>> text = "Tom was hungry. <|gap|> He was full."
         >>> good, bad = (model.score_infill(text, [fill], tokenizer).gaps[0] for fill in ("He ate.", "It rained."))
         >>> sum(good.token_logprobs) > sum(bad.token_logprobs)
