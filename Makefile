@@ -1,5 +1,6 @@
 # make demo       from a fresh clone to a result, offline once the packages are there
 # make test       the fast tests; `make test-slow` the others that need no GPU, network or further data
+# make bench      all benchmarks on two idle cores, in less than 10 minutes: docs/performance.md
 # make quality    what CI checks besides; `make style` mends it
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 # two test processes with a thread each are faster than one with two, for models this small
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test test-slow quality style install
+.PHONY: demo test test-slow bench quality style install
 
 demo: install
 	$(BIN)/magnet demo
@@ -18,6 +19,10 @@ test: install
 test-slow: install
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile \
 		-m "slow and not shared and not gpu and not hub"
+
+bench: install
+	TOKENIZERS_PARALLELISM=false $(BIN)/python benchmarks/run.py
+	$(BIN)/python docs/make_tables.py
 
 quality: install
 	$(BIN)/ruff check .

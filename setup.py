@@ -20,6 +20,7 @@ setup(
         "magnet_train": "train",
         "magnet_eval": "evaluation",
         "magnet_cli": "cli",
+        "magnet_assets": "examples/assets",  # the shipped adapter, and the stories of the demo
     },
     packages=[
         "configuration_magnet",
@@ -31,10 +32,12 @@ setup(
         "magnet_train.survival",
         "magnet_eval",
         "magnet_cli",
+        "magnet_assets",
     ],
     package_data={
         "configuration_magnet": ["recipes/*.yaml"],
         "magnet_hub": ["card_template.md"],
+        "magnet_assets": ["magnet-smollm2-135m/*", "everyday-stories/*"],
     },
     install_requires=[
         "accelerate>=1.10",

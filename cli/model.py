@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-SHIPPED = Path(__file__).resolve().parents[1] / "examples" / "assets" / "magnet-tiny"  # in a clone only
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
@@ -13,8 +12,8 @@ def add_model_flags(parser, dtype: str = "auto") -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model_name_or_path",
-        help="checkpoint: a folder or a Hub id (default: the environment variable MAGNET_MODEL; in a clone, "
-        "tests/assets/magnet-tiny)",
+        help="checkpoint: a folder or a Hub id (default: the environment variable MAGNET_MODEL, else "
+        "magnet-smollm2-135m, see magnet fetch)",
     )
     group.add_argument("--revision", help="commit, branch or tag of a Hub id")
     group.add_argument("--dtype", default=dtype, choices=("auto", "float32", "bfloat16", "float16"))
@@ -23,19 +22,17 @@ def add_model_flags(parser, dtype: str = "auto") -> None:
 
 def chosen_model(given: str | None) -> str:
     """
-    The flag, else MAGNET_MODEL, else the shipped checkpoint of a clone.
+    The flag, else MAGNET_MODEL, else the shipped checkpoint, which is fetched the first time.
 
     Raises:
-        `ValueError` if there is none, or the path does not exist.
+        `ValueError` if the path does not exist; `OSError` if the shipped checkpoint's base cannot be downloaded.
     """
     path = given or os.environ.get("MAGNET_MODEL")
     if not path:
-        if not SHIPPED.is_dir():
-            raise ValueError(
-                "model_name_or_path: not given. Pass --model_name_or_path FOLDER_OR_HUB_ID, or set MAGNET_MODEL."
-            )
-        print("no --model_name_or_path: using tests/assets/magnet-tiny (3 M parameters)", file=sys.stderr)
-        return str(SHIPPED)
+        from magnet_hub.fetch import shipped_checkpoint
+
+        print("no --model_name_or_path: using magnet-smollm2-135m", file=sys.stderr)
+        return str(shipped_checkpoint())
     if not Path(path).is_dir() and not HUB_ID.fullmatch(path):
         raise ValueError(f"model_name_or_path={path!r}: no such folder, and not a Hub id. Pass one that exists.")
     return path

@@ -3,9 +3,14 @@
 python docs/make_tables.py            # rewrites what is between <!-- begin NAME --> and <!-- end NAME -->
 """
 
+import functools
 import json
 import re
 from pathlib import Path
+
+from magnet_eval import plots
+from magnet_eval.run import TABLES as EVALUATED
+from magnet_eval.run import table_module
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -19,13 +24,6 @@ def read(name: str) -> list[dict]:
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def demo() -> str:
-    """The demo's own table."""
-    from magnet_train.demo import table
-
-    return table(json.loads((DOCS / "measured" / "demo.json").read_text(encoding="utf-8")))
 
 
 def with_interval(row: dict, key: str) -> str:
@@ -55,28 +53,9 @@ def ratio(name: str) -> str:
     )
 
 
-def stories() -> str:
-    labels = {
-        "magnet-tiny-base": "base",
-        "magnet-tiny-control": "causal-LM LoRA control",
-        "magnet-tiny": "**magnet-tiny**",
-    }
-    return infilling("stories.jsonl", labels) + "\n\n" + ratio("stories.jsonl")
-
-
 def roc() -> str:
     labels = {"stories3M": "base", "roc-control": "causal-LM LoRA control", "roc": "**MAGNET**"}
     return infilling("roc.jsonl", labels) + "\n\n" + ratio("roc.jsonl")
-
-
-def embedding() -> str:
-    base, *_, tiny = read("stories.jsonl")
-    rows = [
-        ["base, last token, causal", base["spearman"], base["top1"]],
-        ["base, mean of tokens, causal", base["spearman_mean_pooled"], base["top1_mean_pooled"]],
-        ["**magnet-tiny**", tiny["spearman"], tiny["top1"]],
-    ]
-    return markdown(["", "Spearman x 100", "top-1 retrieval %"], [[a, f"{b:.1f}", f"{c:.1f}"] for a, b, c in rows])
 
 
 def infilling_measured() -> dict:
@@ -292,14 +271,93 @@ FREE_LENGTH = (
 )
 
 
+# ---------------------------------------------------------------------------------------- the paper's tables, evaluated
+
+STUDIES = {
+    "smollm2": "results.json",
+    "smollm2_1_7b": "results_smollm2_1_7b.json",
+    "llama2_7b": "results_llama2_7b.json",
+}
+BESIDE = {"base": "Llama-2-7B", "llm2vec": "LLM2Vec", "magnet-paper": "MAGNET"}  # our systems, and the paper's rows
+THE_PAPERS_WAYS = ("", "last token", "left to right", "given length", "greedy")
+UNMEASURED = "Not measured yet."
+
+
+def results(study: str = "smollm2") -> dict:
+    """What `magnet evaluate` wrote to `results.json`; empty before it was measured."""
+    path = DOCS / "measured" / STUDIES[study]
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def estimate(row: dict) -> str:
+    digits = 2 if abs(row["value"]) >= 1 else 3
+    value = f"{row['value']:.{digits}f}"
+    return f"{value} ({' to '.join(f'{end:.{digits}f}' for end in row['interval'])})" if row["interval"] else value
+
+
+def row_name(row: dict) -> str:
+    return f"{row['system']}, {row['way']}" if row["way"] else row["system"]
+
+
+def evaluated(table: str) -> str:
+    """All systems in a table, without the curves by length."""
+    content = results()
+    rows = [row for row in [*content["figures"], *content["averages"]] if row["table"] == table] if content else []
+    rows = [row for row in rows if "gaps of" not in row["measure"]]
+    if not rows:
+        return UNMEASURED
+    columns = list(dict.fromkeys(f"{row['data']}: {row['measure']}" for row in rows))
+    cells = {(row_name(row), f"{row['data']}: {row['measure']}"): estimate(row) for row in rows}
+    names = list(dict.fromkeys(map(row_name, rows)))
+    return markdown(["", *columns], [[name, *(cells.get((name, column), "") for column in columns)] for name in names])
+
+
+def beside_the_paper(study: str) -> str:
+    """The paper's numbers of Llama-2-7B, and beside them what was measured here, if anything."""
+    content, rows = results(study), []
+    measured = {
+        (row["table"], row["system"], f"{row['data']}: {row['measure']}"): estimate(row)
+        for row in content.get("figures", [])
+        if row["way"] in THE_PAPERS_WAYS
+    }
+    for table in EVALUATED:
+        paper = table_module(table).PAPER
+        chosen = [next((paper[name] for name in paper if name.startswith(start)), {}) for start in BESIDE.values()]
+        for column in dict.fromkeys(column for values in chosen for column in values):
+            theirs = [f"{values[column]:g}" if column in values else "" for values in chosen]
+            ours = [measured.get((table, system, column), "") for system in BESIDE]
+            rows.append([f"`{table}`", column, *theirs, *ours])
+    header = ["", "", *(f"paper: {name}" for name in BESIDE.values()), *(f"here: {name}" for name in BESIDE)]
+    return markdown(header, rows)
+
+
+def claims() -> str:
+    rows = [[row["claim"], row["verdict"], row["figures"]] for row in results().get("claims", [])]
+    return markdown(["claim", "verdict", "figures"], rows) if rows else UNMEASURED
+
+
+def contamination() -> str:
+    found = results().get("found in training text", {})
+    rows = [[name, str(seen), str(of)] for name, (seen, of) in found.items()]
+    return markdown(["test set", "sentences found in the training text", "sentences"], rows) if rows else UNMEASURED
+
+
+def readme_result() -> str:
+    """The overview picture."""
+    if not results():
+        return ""
+    return "![Infilling, embedding and generation of the base, LLM2Vec, FIM-LoRA and MAGNET](docs/overview.svg)"
+
+
+PAPERS = {f"table_{name}": functools.partial(evaluated, name) for name in EVALUATED}
+PAPERS |= {f"study_{name}": functools.partial(beside_the_paper, name) for name in STUDIES}
+
+
 # ------------------------------------------------------------------------------------------------- all tables
 
 
 TABLES = (
     exactness,
-    demo,
-    stories,
-    embedding,
     roc,
     infill_speed,
     infill_ways,
@@ -309,19 +367,27 @@ TABLES = (
     train_step,
     real_families,
     *FREE_LENGTH,
+    claims,
+    contamination,
+    readme_result,
 )
+BLOCKS = {table.__name__: table for table in TABLES} | PAPERS
 
 
 def render(page: str) -> str:
     """The page with every table made anew."""
-    for table in TABLES:
-        begin, end = f"<!-- begin {table.__name__} -->", f"<!-- end {table.__name__} -->"
+    for name, table in BLOCKS.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         if begin in page:
-            page = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table()}\n{end}", page, flags=re.DOTALL)
+            text = table()
+            block = "\n".join([begin, text, end] if text else [begin, end])
+            page = re.sub(f"{begin}.*?{end}", lambda _, block=block: block, page, flags=re.DOTALL)
     return page
 
 
 if __name__ == "__main__":
+    if results() and (picture := plots.overview(results())):
+        (DOCS / "overview.svg").write_text(plots.svg(picture), encoding="utf-8")
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
         if "<!-- begin" in page:

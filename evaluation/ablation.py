@@ -1,9 +1,12 @@
 """Table 9: ablation of the training objectives, from the results of `words` and `sts`.
 
-Name each run after its objectives: `--baseline magnet-mntp=... magnet-sscl-msg=...`.
+Name each run after its objectives: `--baseline magnet-mntp=... magnet-sscl-msg=... magnet-all=...`.
 """
 
+import re
+
 TABLES = ("words", "sts")
+RUN = r"magnet-(all|(mntp|sscl|msg)(-(mntp|sscl|msg))*)"
 MEASURES = ("accuracy %", "Spearman x 100")
 COMPARED = ("",)
 SETS = ("chunking: accuracy %", "NER: accuracy %", "POS: accuracy %")
@@ -20,7 +23,7 @@ PAPER = {name: {key: value for key, value in zip(SETS, row) if value} for name, 
 
 def rows(results: list) -> list:
     """
-    The results of `words` and `sts` of MAGNET runs, as one table.
+    The results of `words` and `sts` of the ablations, as one table.
 
     Args:
         results (`list[Result]`): Of all tables.
@@ -29,7 +32,7 @@ def rows(results: list) -> list:
         (result.system, figure)
         for table in TABLES
         for result in results
-        if result.table == table and result.system.startswith("magnet")
+        if result.table == table and re.fullmatch(RUN, result.system)
         for figure in result.figures
         if figure.measure in MEASURES and figure.way == ""
     ]

@@ -9,6 +9,7 @@
 | `documents.txt`, `documents.txt.gz` | one document per line |
 | `conll*/train.txt`, `valid.txt` | CoNLL-2003: word, part of speech, chunk, name |
 | `clustering/*.tsv` | header with `label` and `text` (or `subject`) |
+| `code/*.py` | source code |
 | `arc_easy.jsonl` | questions: `{"query", "choices", "gold"}` |
 
 Other tab-separated files have no header. Files with "train" in their name are never evaluated on.
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sentencex
+import yaml
+from tqdm.auto import tqdm
 
 from .systems import System
 
@@ -261,6 +264,23 @@ def passages(document: str, words: int = PASSAGE_WORDS) -> list[str]:
     return [text for text in [*found, " ".join(current)] if words // 2 <= len(text.split()) <= 2 * words]
 
 
+# ---------------------------------------------------------------------------------------------------------------- code
+
+CODE = ("code/*.py",)
+BLOCK_LINES = (4, 30)
+
+
+def read_code(path: Path, limit: int | None = None) -> list[list[str]]:
+    """The blocks of a file, between empty lines, of 4 to 30 lines each."""
+    blocks, block = [], []
+    for line in [*lines(path), ""]:
+        if line.strip():
+            block.append(line)
+        elif block:
+            blocks, block = [*blocks, block], []
+    return [block for block in blocks if BLOCK_LINES[0] <= len(block) <= BLOCK_LINES[1]][:limit]
+
+
 # ------------------------------------------------------------------------------------------------------- contamination
 
 
@@ -268,24 +288,59 @@ def folded(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def seen_in_training(evaluated: list[str], training: list[Path]) -> tuple[int, int]:
-    """
-    How many evaluation sentences of six words or more occur in the training text, and how many there are.
+MIN_WORDS = 6  # shorter sentences occur by chance
+TEXTS = (
+    *STORIES,
+    *WIKITEXT,
+    *DOCUMENTS,
+    "sts/*.tsv",
+    "sts.tsv",
+    "conll*/valid.txt",
+    "clustering/*.tsv",
+    "arc_easy.jsonl",
+)
 
-    Ignores case, spaces and punctuation.
+
+def overlaps(settings: Settings, training: list[Path]) -> dict[str, tuple[int, int]]:
     """
-    wanted = {folded(sentence) for text in evaluated for sentence in sentences_of(text)}
-    wanted = {sentence for sentence in wanted if len(sentence.split()) >= 6}
-    found = set()
+    For each set of the data folder, how many of its sentences of six words or more occur in the training text, and how
+    many it has. Ignores case, spaces and punctuation.
+    """
+    wanted = {
+        f"{name_of(path)} ({path.name})": {
+            sentence
+            for text in texts_of(path, settings.limit)
+            for sentence in map(folded, sentences_of(text))
+            if len(sentence.split()) >= MIN_WORDS
+        }
+        for path in (files(settings.data, TEXTS) if training else ())
+    }
+    every, found = set().union(*wanted.values()), set()
     for path in training:
-        for line in lines(path):
+        for line in tqdm(lines(path), desc=f"search {path.name}", leave=False, disable=None):
             try:
                 line = json.loads(line) if ".json" in path.name else line
             except ValueError:
                 pass
             for text in strings_of(line):
-                found |= {folded(sentence) for sentence in sentences_of(text)} & wanted
-    return len(found), len(wanted)
+                found |= every & set(map(folded, sentences_of(text)))
+    return {name: (len(sentences & found), len(sentences)) for name, sentences in wanted.items()}
+
+
+def texts_of(path: Path, limit: int | None) -> list[str]:
+    """All texts of an evaluation set."""
+    if path.name in (*WIKITEXT, *DOCUMENTS):
+        return read_documents(path, limit)
+    if path.name in STORIES:
+        stories = read_stories(path, limit)
+        return [" ".join(told) for story in stories for told in (story["sentences"], story.get("paraphrases", []))]
+    if path.name == "valid.txt":
+        return [" ".join(word for word, *_ in sentence) for sentence in read_conll(path, limit)]
+    if path.parent.name == "clustering":
+        return [text for _, text in read_labelled(path, limit and 5 * limit)]
+    if path.suffix == ".jsonl":
+        return [row["query"] for row in json_rows(path, ("query",), limit)]
+    return [text for _, *pair in read_graded_pairs(path, limit) for text in pair]
 
 
 def strings_of(value) -> list[str]:
@@ -297,15 +352,11 @@ def strings_of(value) -> list[str]:
     return value.split("\t") if isinstance(value, str) else []
 
 
-def overlaps(settings: Settings, training: list[Path]) -> dict[str, tuple[int, int]]:
-    """[`seen_in_training`] for each set of the data folder."""
-    found = {}
-    for path in files(settings.data, (*STORIES, *WIKITEXT, *DOCUMENTS, "sts/*.tsv", "sts.tsv")) if training else ():
-        if path.name in (*WIKITEXT, *DOCUMENTS):
-            texts = read_documents(path, settings.limit)
-        elif path.name in STORIES:
-            texts = [" ".join(story["sentences"]) for story in read_stories(path, settings.limit)]
-        else:
-            texts = [text for _, *pair in read_graded_pairs(path, settings.limit) for text in pair]
-        found[f"{name_of(path)} ({path.name})"] = seen_in_training(texts, training)
-    return found
+def training_files(path: str) -> list[Path]:
+    """The local text files that a checkpoint was trained on, from the settings that its run left beside it."""
+    settings = Path(path, "training_config.yaml")
+    if not settings.is_file():
+        return []
+    run = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    named = [Path(run[key]) for key in ("train_file", "pairs_file") if run.get(key)]
+    return [each for each in named if each.is_file() and each.suffix in (".txt", ".jsonl", ".gz")]

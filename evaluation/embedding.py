@@ -25,6 +25,7 @@ COUNTS = {
     "lexical TF-IDF words": TfidfVectorizer(),
     "lexical TF-IDF characters": TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)),
 }
+SUPERVISED = "supervised"  # the way of frozen encoders, which were trained on labelled pairs
 CAUSAL = {"attention_mode": "causal", "use_cache": False}
 LEXICAL = [System(name) for name in COUNTS]  # baselines without a model
 
@@ -40,7 +41,9 @@ def encoders(system: System, batch_size: int = 64) -> dict[str, Callable]:
     if system.kind == "lexical":
         return {"": lambda texts, told=None: normalize(COUNTS[system.name].fit_transform(texts))}
     if system.kind == "encoder":
-        return {"": lambda texts, told=None: model.encode(texts, batch_size=batch_size, normalize_embeddings=True)}
+        return {
+            SUPERVISED: lambda texts, told=None: model.encode(texts, batch_size=batch_size, normalize_embeddings=True)
+        }
     if system.kind not in LEFT_TO_RIGHT:
         return {}
     return {

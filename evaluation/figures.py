@@ -132,13 +132,13 @@ class Figure:
         return Estimate(self.value, found.bootstrap_distribution)
 
     def against(self, other: "Figure") -> Estimate | None:
-        """The difference from another system's figure, or the ratio of perplexities; `None` if units or tokens differ."""
+        """The difference from another system's figure, or the ratio of perplexities; `None` if units or weights differ."""
         if len(self.columns[0]) != len(other.columns[0]) or self.statistic != other.statistic:
             return None
+        same = np.array_equal(self.columns[1], other.columns[1])  # tokens differ with another tokenizer
         if self.statistic == "perplexity":
-            same = np.array_equal(self.columns[1], other.columns[1])  # differ with another tokenizer
             return self.estimate / other.estimate if same else None
-        return self.estimate - other.estimate
+        return self.estimate - other.estimate if same or self.statistic != "ratio_of_sums" else None
 
     def as_json(self) -> dict:
         fields = {name: getattr(self, name) for name in ("data", "measure", "statistic", "way", "tokens")}

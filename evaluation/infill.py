@@ -1,25 +1,40 @@
 """Table 4: perplexity of the missing tokens, compared with left-to-right systems and trivial baselines.
 
-Each sentence of a story is removed in turn. Documents are split into passages of whole sentences with up to three missing
-spans of 8 to 32 tokens (section 4.3), and into windows with one gap of 1 to 128 tokens, for the curve by length. All systems
-predict the same tokens; stories and documents are resampled for the intervals. *Free length + END* adds the cost of ending
-the gap. *Right side: another's* and *none* use given lengths: the increase in perplexity shows what the content and the
-presence of the right context are worth.
+Each sentence of a story is removed in turn (of the first 500 stories), and a line of each block of code. Documents are split
+into passages of whole sentences with up to three missing spans of 8 to 32 tokens (section 4.3), and into windows with one gap
+of 1 to 128 tokens, for the curve by length. All systems with the same tokenizer predict the same tokens; bits per character of
+the missing sentences also compare different tokenizers. Stories and documents are resampled for the intervals. *Free length +
+END* adds the cost of ending the gap. *Right side: another's* and *none* use given lengths: the increase in perplexity shows
+what the content and the presence of the right context are worth. Fill-in-the-middle has one gap per row: in a passage with
+several it sees the earlier ones filled, as a left-to-right model does, while MAGNET sees none of them.
 """
 
 import numpy as np
 
-from magnet_train.fim import fim_markers, fim_row
 from modeling_magnet.encoding_magnet import start_ids, text_ids
 
-from .data import DOCUMENTS, STORIES, WIKITEXT, Settings, files, name_of, passages, read_documents, read_stories
+from .data import (
+    CODE,
+    DOCUMENTS,
+    STORIES,
+    WIKITEXT,
+    Settings,
+    files,
+    name_of,
+    passages,
+    read_code,
+    read_documents,
+    read_stories,
+)
 from .figures import Figure
+from .fim import fim_examples, fim_format
 from .scoring import GapExample, free_offset, perplexity_figure, sentence_gaps, span_costs, whole_texts
 from .systems import System
 
-FILES = (*STORIES, *WIKITEXT, *DOCUMENTS)
+FILES = (*STORIES, *WIKITEXT, *DOCUMENTS, *CODE)
 KINDS = ("magnet", "base", "causal", "fim", "llm2vec")
 COMPARED = ("given length", "free length + END")
+MOST_STORIES = 500
 SPANS, SHORTEST, LONGEST = 3, 8, 32
 LENGTHS = ((1, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, 128))
 AROUND, WINDOWS = 128, 50  # tokens around a gap of the curve, and gaps of each length
@@ -33,9 +48,14 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
     """Figures in every layout that the system supports."""
     model, tokenizer, found, left_out = system.model, system.tokenizer, [], {}
     for path in files(settings.data, FILES):
-        data = name_of(path)
-        if path.name in STORIES:
-            stories = [story["sentences"] for story in read_stories(path, settings.limit)]
+        data, sentences = name_of(path), path.name in STORIES or path.suffix == ".py"
+        if path.suffix == ".py":
+            blocks = read_code(path, settings.limit)
+            texts = ["\n".join(block) for block in blocks]
+            examples = sentence_gaps(blocks, model.config, tokenizer, every=False, joint="\n")
+        elif path.name in STORIES:
+            most = min(MOST_STORIES, settings.limit or MOST_STORIES)
+            stories = [story["sentences"] for story in read_stories(path, most)]
             texts = [" ".join(story) for story in stories]
             examples = sentence_gaps(stories, model.config, tokenizer, every=not settings.fast)
         else:
@@ -48,13 +68,24 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
             raise ValueError(f"{path}: none of {len(examples)} gaps fits into the positions of {system.name}.")
         if len(kept) < len(examples):
             left_out[f"{data}: gaps too long for {system.name}"] = len(examples) - len(kept)
-        found += layouts(system, data, kept, settings.batch_size)
+        figures = layouts(system, data, kept, settings.batch_size)
         whole = whole_texts(texts, model.config, tokenizer)
         nats = span_costs(model, whole, "causal", settings.batch_size)
-        found.append(
+        figures.append(
             perplexity_figure(data, nats, whole, "whole texts", measure="perplexity of whole texts, causal mode")
         )
+        if sentences:
+            figures += [per_character(each, kept, tokenizer) for each in figures if each.measure == "perplexity"]
+        found += figures
     return found, left_out
+
+
+def per_character(figure: Figure, examples: list[GapExample], tokenizer) -> Figure:
+    """Bits per character of the missing sentences, from their perplexity; another tokenizer's are comparable."""
+    stories = np.unique([example.story for example in examples], return_inverse=True)[1]
+    lengths = [len(tokenizer.decode(example.middle).strip()) for example in examples]
+    columns = [figure.columns[0] / np.log(2), np.bincount(stories, lengths)]
+    return Figure(figure.data, "bits per character", "ratio_of_sums", columns, figure.way, figure.tokens)
 
 
 def layouts(
@@ -66,10 +97,9 @@ def layouts(
         nats = span_costs(system.model, rows, layout, batch_size, show_progress_bar=True)
         return perplexity_figure(data, nats, rows, way, measure=what)
 
-    if system.kind == "fim":
-        single = [example for example in examples if len(example.spans) == 1]
-        return fim_figures(system, data, single, batch_size, measure) if single == examples else []
     found = [figure(examples, "causal", "left to right")]
+    if system.kind == "fim":
+        return fim_figures(system, data, examples, batch_size, measure) + found
     if not system.fills_gaps:
         return found
     found.insert(0, figure(examples, "exact", "given length"))
@@ -87,23 +117,15 @@ def layouts(
 
 
 def fim_figures(system: System, data: str, examples: list[GapExample], batch_size: int, measure: str) -> list[Figure]:
-    """Perplexity in fill-in-the-middle order, PSM and SPM, without and with the cost of the end token."""
-    found = []
-    for order in ("PSM", "SPM"):
+    """Perplexity in fill-in-the-middle order, without and with the cost of the end token."""
+    found, owners = [], np.repeat(np.arange(len(examples)), [len(example.spans) for example in examples])
+    for order in fim_format(system).orders:
         for end in (False, True):
-            rows = [fim_example(each, system, order == "SPM", end) for each in examples]
-            nats = span_costs(system.model, rows, "causal", batch_size, show_progress_bar=True)
+            rows = [row for each in examples for row in fim_examples(each, system, order, end)]
+            nats = np.bincount(owners, span_costs(system.model, rows, "causal", batch_size, show_progress_bar=True))
             way = f"{order}, free length" + " + END" * end
             found.append(perplexity_figure(data, nats, examples, way, measure=measure))  # END adds cost, not tokens
     return found
-
-
-def fim_example(example: GapExample, system: System, spm: bool, end: bool, middle: bool = True) -> GapExample:
-    """A gap in fill-in-the-middle order; the missing tokens (and the end) are the span."""
-    opening, tokenizer = start_ids(system.model.config, system.tokenizer), system.tokenizer
-    parts = example.left[len(opening) :], example.middle if middle else [], example.right
-    row, start = fim_row(*parts, fim_markers(tokenizer), next(iter(opening), None), tokenizer.eos_token_id, spm)
-    return GapExample(row.tolist(), [(start, len(parts[1]) + end)], example.story)
 
 
 def fits(example: GapExample, system: System) -> bool:

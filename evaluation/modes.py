@@ -7,7 +7,7 @@ from modeling_magnet.encoding_magnet import start_ids, text_ids
 from .data import STORIES, Settings, files, name_of, read_stories
 from .embedding import encoders
 from .figures import Figure, means
-from .scoring import span_costs, whole_texts
+from .scoring import perplexity_figure, span_costs, whole_texts
 from .systems import System
 
 FILES = STORIES
@@ -22,32 +22,35 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
     path = files(settings.data, STORIES)[0]
     stories = read_stories(path, settings.limit or 100)
     texts, model = [" ".join(story["sentences"]) for story in stories], system.model
-    whole, equal = whole_texts(texts, model.config, system.tokenizer), []
-    ours = span_costs(model, whole, "causal", settings.batch_size)
-    with model.adapter_disabled():
-        base = span_costs(model, whole, "causal", settings.batch_size)
-    for example in whole:
-        ids = torch.tensor([example.ids], device=model.device)
-        with torch.no_grad():
-            logits = model(ids, attention_mode="causal", use_cache=False).logits
-            with model.adapter_disabled():
-                equal.append(
-                    100.0
-                    * (logits == model(ids, attention_mode="causal", use_cache=False).logits).float().mean().item()
-                )
-    tokens = [example.length for example in whole]
-    found = means(name_of(path), {"causal logits equal to the base's %": equal})
-    for way, nats in (("causal mode", ours), ("base", base)):
-        found.append(
-            Figure(name_of(path), "perplexity of whole texts", "perplexity", [nats, tokens], way, sum(tokens))
-        )
-    extra = {"sees": sees(system, texts[0])}
+    whole, extra = whole_texts(texts, model.config, system.tokenizer), {"sees": sees(system, texts[0])}
+    found = [texts_figure(system, path, whole, settings, "causal mode")]
+    if model.config.adapter is None:
+        extra["the base cannot be compared"] = "the adapter is merged into the weights, or there is none"
+    else:
+        equal = [equal_logits(model, example.ids) for example in whole]
+        with model.adapter_disabled():
+            found.append(texts_figure(system, path, whole, settings, "base"))
+        found = means(name_of(path), {"causal logits equal to the base's %": equal}) + found
     if (encode := encoders(system, settings.batch_size).get("")) and stories[0].get("paraphrases"):
         pairs = [pair for story in stories for pair in zip(story["sentences"], story["paraphrases"])][:SENTENCES]
         vectors = encode([text for column in zip(*pairs) for text in column])
         similarity = (vectors[: len(pairs)] @ vectors[len(pairs) :].T).round(3).tolist()
         extra["similarity"] = {"sentences": [pair[0] for pair in pairs], "cosines": similarity}
     return found, extra
+
+
+def texts_figure(system: System, path, whole, settings: Settings, way: str) -> Figure:
+    nats = span_costs(system.model, whole, "causal", settings.batch_size)
+    return perplexity_figure(name_of(path), nats, whole, way, measure="perplexity of whole texts")
+
+
+@torch.no_grad()
+def equal_logits(model, ids: list[int]) -> float:
+    """The share of a text's logits in causal mode that equal the base's, in percent."""
+    ids = torch.tensor([ids], device=model.device)
+    logits = model(ids, attention_mode="causal", use_cache=False).logits
+    with model.adapter_disabled():
+        return 100.0 * (logits == model(ids, attention_mode="causal", use_cache=False).logits).float().mean().item()
 
 
 @torch.no_grad()

@@ -6,14 +6,19 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-matplotlib.rcParams |= {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+matplotlib.rcParams |= {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "magnet",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 OURS, OTHERS = "#2a7f62", "#9aa5b1"
 
 
 def svg(canvas: Canvas) -> str:
     """An SVG to embed in HTML."""
     text = io.StringIO()
-    canvas.savefig(text, format="svg")
+    canvas.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
@@ -91,16 +96,14 @@ def pictures(table: str, pivot, results: list, ours: str) -> dict[str, str]:
         curves = by_step(results, column)
         if any(len(points) > 1 for points in curves.values()):
             found[f"{column} over training"] = lines(curves, "step", column)
-    for result in results:
-        if layers := result.extra.get("layers"):
+    for extra in [result.extra for result in results if result.system == ours]:
+        if layers := extra.get("layers"):
             curves = {name.split(",")[0]: [(n, v, v, v) for n, v in enumerate(row)] for name, row in layers.items()}
-            found[f"{result.system}: norms by layer"] = lines(curves, "layer", "norm")
-        if similar := result.extra.get("similarity"):
-            found[f"{result.system}: sentences and paraphrases"] = heat(**similar)
-        if seen := result.extra.get("sees"):
-            found[
-                f"{result.system}: tokens (columns) that each output (row) depends on; in hybrid mode 4 to 7 are a span"
-            ] = masks(seen)
+            found["norms by layer"] = lines(curves, "layer", "norm")
+        if similar := extra.get("similarity"):
+            found["sentences and paraphrases"] = heat(**similar)
+        if seen := extra.get("sees"):
+            found["tokens (columns) that each output (row) depends on; in hybrid mode 4 to 7 are a span"] = masks(seen)
     return {title: svg(canvas) for title, canvas in found.items()}
 
 
@@ -120,15 +123,56 @@ def by_step(results: list, column: str) -> dict[str, list[tuple]]:
     return {name: sorted(points) for name, points in curves.items()}
 
 
-def overview(pivots: dict, ours: str) -> Canvas | None:
-    """Infilling, embedding and generation of every system side by side; `None` unless all three were evaluated."""
-    wanted = {"infill": ": perplexity", "sts": "Spearman x 100", "repetition": "Rep-4"}
-    canvas = Canvas(figsize=(13, 3.6), layout="constrained")
-    parts = canvas.subfigures(1, len(wanted))
-    for part, (table, measure) in zip(parts, wanted.items()):
-        columns = [c for c in pivots[table].columns if c.endswith(measure)] if table in pivots else []
-        if not columns:
+SHOWN = {"base": "base", "llm2vec": "LLM2Vec", "fim": "FIM-LoRA", "magnet": "MAGNET"}
+PANELS = [  # title, table, measure, ways, and which value is the better one
+    ("Infilling: perplexity (lower is better)", "infill", "perplexity", "", min),
+    ("Embedding: STS, Spearman x 100 (higher is better)", "sts", "Spearman x 100", "", max),
+    ("Generation: repeated 4-grams (lower is better)", "repetition", "Rep-4", "greedy", min),
+]
+
+
+def overview(content: dict) -> Canvas | None:
+    """
+    Infilling, embedding and generation of base, LLM2Vec, FIM-LoRA and MAGNET side by side, each in its better way.
+
+    Args:
+        content (`dict`): What `results.json` holds.
+
+    Returns:
+        `None` unless all three were evaluated.
+    """
+    canvas = Canvas(figsize=(13, 2.6), layout="constrained")
+    for axes, (title, table, measure, way, better) in zip(canvas.subplots(1, len(PANELS)), PANELS):
+        rows = [row for row in content["figures"] if row["table"] == table and way in row["way"]]
+        rows = [row for row in rows if row["measure"] == measure and row["system"] in systems_shown(content)]
+        averages = [
+            row for row in content["averages"] if row["table"] == table and row["system"] in systems_shown(content)
+        ]
+        rows = averages or rows
+        if not rows:
             return None
-        column = next((each for each in columns if each.startswith("average")), columns[0])
-        bars(pivots[table], [column], ours, part)
+        data = "ROC" if any(row["data"] == "ROC" for row in rows) else rows[0]["data"]
+        best = {}
+        for row in rows:
+            if row["data"] == data:
+                kept = best.setdefault(row["system"].split("-")[0], row)
+                best[row["system"].split("-")[0]] = better(kept, row, key=lambda each: each["value"])
+        bars_of = [(kind, best[kind]) for kind in SHOWN if kind in best][::-1]
+        values = np.array([row["value"] for _, row in bars_of])
+        ends = np.array([row["interval"] or [row["value"]] * 2 for _, row in bars_of]).T
+        names = [f"{SHOWN[kind]}\n{row['way']}" if row["way"] else SHOWN[kind] for kind, row in bars_of]
+        colors = [OURS if kind == "magnet" else OTHERS for kind, _ in bars_of]
+        axes.barh(names, values, xerr=abs(ends - values), color=colors, ecolor="#444", capsize=2)
+        axes.set_title(f"{title}\n{data}", fontsize=9)
+        axes.tick_params(labelsize=8)
     return canvas
+
+
+def systems_shown(content: dict) -> set[str]:
+    """Ours, and the first baseline of each other kind: the one named just that, if there is one."""
+    names = list(dict.fromkeys(row["system"] for row in content["figures"]))
+    found = {content["ours"]}
+    for kind in SHOWN:
+        same = [name for name in names if name.split("-")[0] == kind]
+        found |= set(([kind] if kind in same else same[:1]) if kind != content["ours"].split("-")[0] else [])
+    return found

@@ -1,7 +1,7 @@
 """Table 6 and Figure 5: repetition in open-ended generation.
 
-Rep-Sen is the share of repeated sentences, Rep-4 of repeated 4-grams, in the 256 new tokens, averaged over prefixes: the first
-five words of a Wikitext article, or the first sentence of a story. The end token is suppressed. Systems whose names end with a
+Rep-Sen is the share of repeated sentences, Rep-4 of repeated 4-grams, in the 256 new tokens, averaged over up to 200 prefixes:
+the first five words of a passage of Wikitext, or the first sentence of a story. The end token is suppressed. Systems whose names end with a
 step (`magnet-400`, `magnet-800`) are points of Figure 5.
 """
 
@@ -9,13 +9,13 @@ import torch
 
 from modeling_magnet.encoding_magnet import start_ids, text_ids
 
-from .data import STORIES, WIKITEXT, Settings, files, name_of, read_stories, read_wikitext, sentences_of
+from .data import STORIES, WIKITEXT, Settings, files, name_of, passages, read_stories, read_wikitext, sentences_of
 from .figures import Figure, means
 from .systems import System
 from .writing import continuations
 
 FILES = (*WIKITEXT, *STORIES)
-KINDS = ("magnet", "llm2vec", "mtp", "base", "causal")
+KINDS = ("magnet", "llm2vec", "mtp", "base", "causal", "fim")
 COMPARED = ("greedy",)
 PREFIXES, NEW_TOKENS = 200, 256
 WAYS = {"greedy": {}, "nucleus 0.9": {"do_sample": True, "top_p": 0.9, "top_k": 0, "temperature": 1.0}}
@@ -53,11 +53,12 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
 
 
 def prefixes(path, limit: int | None) -> list[str]:
-    """The prompts."""
+    """The prompts; passages are spread over the articles."""
     count = min(PREFIXES, limit or PREFIXES)
     if path.name in STORIES:
         return [story["sentences"][0] for story in read_stories(path, count)]
-    return [" ".join(article.split()[:5]) for article in read_wikitext(path, count)]
+    found = [passage for article in read_wikitext(path) for passage in passages(article)]
+    return [" ".join(passage.split()[:5]) for passage in found[:: max(1, len(found) // count)][:count]]
 
 
 def repeated(items: list) -> float:

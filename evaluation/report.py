@@ -7,10 +7,11 @@ from html import escape
 from pathlib import Path
 
 from . import plots
-from .appropriate import score_sheets, write_sheet
+from .appropriate import RATED_STORIES, score_sheets, write_sheet
 from .claims import shown, verdicts
 from .figures import Estimate, Figure, average
 from .run import TABLES, Result, table_module
+from .systems import System
 
 AVERAGED = re.compile(r"(STS|SICK).*: Spearman x 100")
 STYLE = (
@@ -62,17 +63,16 @@ def pivot(table: str, results: list[Result]) -> Pivot:
     return found
 
 
-def differences(found: Pivot, ours: str, ways: tuple[str, ...]) -> list[list[str]]:
-    """Rows of a table: ours minus every other row (for perplexities, ours over it), with paired intervals."""
-    rows = []
+def differences(found: Pivot, ours: str, ways: tuple[str, ...]) -> dict[tuple[str, str], dict[str, Estimate]]:
+    """Ours minus every other row (for perplexities, ours over it): by (our row, other row) and column, with paired intervals."""
+    compared = {}
     for way in ways:
         row = f"{ours}, {way}" if way else ours
-        for rival in found.cells if row in found.cells else ():
-            compared = {column: found.compared(row, rival, column) for column in found.columns if rival != row}
-            if any(estimate is not None for estimate in compared.values()):
-                cells = [shown(each) if each is not None else "" for each in compared.values()]
-                rows.append([f"{row} : {rival}", *cells])
-    return rows
+        for rival in [each for each in found.cells if each != row] if row in found.cells else ():
+            each = {column: found.compared(row, rival, column) for column in found.columns}
+            if each := {column: estimate for column, estimate in each.items() if estimate is not None}:
+                compared[row, rival] = each
+    return compared
 
 
 def write_report(
@@ -96,32 +96,47 @@ def write_report(
     pivots = {name: pivot(name, results) for name in shown_tables}
     if not pivots["ablation"].cells or len({row.split(",")[0] for row in pivots["ablation"].cells}) < 2:
         del pivots["ablation"]
-    for system, figure in people(results, out).items():
+    for system, figure in people(results, out, ours).items():
         pivots["appropriate"].add(system, "people: appropriate %", figure.estimate)
     sections = [section(name, found, results, ours) for name, found in pivots.items()]
     claims = verdicts(pivots, ours)
-    (out / "results.json").write_text(
-        json.dumps(as_json(results, pivots, claims, overlaps), indent=1) + "\n", encoding="utf-8"
-    )
+    content = as_json(results, pivots, claims, overlaps, ours)
+    (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out / "report.md").write_text(as_markdown(sections, claims, left_out, overlaps, results), encoding="utf-8")
     (out / "report.html").write_text(as_html(sections, claims, left_out, overlaps, results, ours), encoding="utf-8")
-    if picture := plots.overview(pivots, ours):
+    if picture := plots.overview(content):
         (out / "overview.svg").write_text(plots.svg(picture), encoding="utf-8")
     return pivots
 
 
-def people(results: list[Result], out: Path) -> dict[str, Figure]:
-    """Writes the rating sheet of all fills, unless there is one, and scores rated copies."""
-    fills, stories = {}, None
-    for result in results:
-        if result.table in ("appropriate", "prompting"):
-            if stories in (None, result.extra["stories"]):  # prompting leaves out the stories of its examples
-                stories = result.extra["stories"]
-                ways = result.extra["fills"].items()
-                fills |= {f"{result.system}, {way}" if way else result.system: texts for way, texts in ways}
-    if fills and not (out / "rating_key.json").is_file():
-        write_sheet(stories, fills, out)
+def people(results: list[Result], out: Path, ours: str) -> dict[str, Figure]:
+    """Writes the rating sheet, unless there is one, and scores rated copies."""
+    own = [result for result in results if result.table in ("appropriate", "prompting")]
+    if own and not (out / "rating_key.json").is_file():
+        stories = min((result.extra["stories"] for result in own), key=len)[:RATED_STORIES]
+        same = [result for result in own if result.extra["stories"][: len(stories)] == stories]  # not of other data
+        if fills := {row: texts[: len(stories)] for row, texts in to_rate(same, ours)}:
+            write_sheet(stories, fills, out)
     return score_sheets(out)
+
+
+def to_rate(results: list[Result], ours: str):
+    """The fills that Table 5 rates: (row, texts) of ours, the base's, and the best zero-shot and five-shot prompt."""
+    for wanted in ("left to right", "zero-shot", "five-shot", ""):
+        found = [
+            (figure.value, f"{result.system}, {figure.way}" if figure.way else result.system, result, figure.way)
+            for result in results
+            for figure in result.figures
+            if figure.measure == "ROUGE-L"
+            and (
+                result.system == ours
+                if wanted == ""
+                else System(result.system).kind == "base" and wanted in figure.way
+            )
+        ]
+        if found:
+            *_, row, result, way = max(found, key=lambda each: each[0])
+            yield row, result.extra["fills"][way]
 
 
 # ------------------------------------------------------------------------------------------------------------- sections
@@ -133,11 +148,7 @@ def section(table: str, found: Pivot, results: list[Result], ours: str) -> dict:
     rows = [
         [row, *(shown(cells[c]) if c in cells else "" for c in found.columns)] for row, cells in found.cells.items()
     ]
-    paper = [
-        [f"the paper: {name}", *(f"{values[c]:g}" if c in values else "" for c in found.columns)]
-        for name, values in module.PAPER.items()
-        if any(column in values for column in found.columns)
-    ]
+    compared = differences(found, ours, module.COMPARED)
     notes = {
         f"{r.system}: {key}": v
         for r in own
@@ -152,12 +163,27 @@ def section(table: str, found: Pivot, results: list[Result], ours: str) -> dict:
         "about": " ".join(module.__doc__.split()),
         "header": ["", *found.columns],
         "rows": rows,
-        "paper": paper,
-        "differences": differences(found, ours, module.COMPARED),
+        "paper": papers_rows(module.PAPER, found.columns),
+        "differences": [
+            [f"{row} : {rival}", *(shown(cells[c]) if c in cells else "" for c in found.columns)]
+            for (row, rival), cells in compared.items()
+        ],
         "pictures": plots.pictures(table, found, own, ours) if found.cells or own else {},
         "notes": notes,
         "texts": texts_of(own) if table in ("generations", "appropriate", "prompting") else {},
     }
+
+
+def papers_rows(paper: dict[str, dict[str, float]], columns: list[str]) -> list[list[str]]:
+    """The paper's numbers in our columns, also for the average of the sets that we have."""
+    rows, averaged = [], [column for column in columns if AVERAGED.fullmatch(column)]
+    for name, values in paper.items():
+        if len(averaged) > 1 and all(column in values for column in averaged):
+            mean = sum(values[column] for column in averaged) / len(averaged)
+            values = values | {f"average of {len(averaged)}: Spearman x 100": round(mean, 2)}
+        if any(column in values for column in columns):
+            rows.append([f"the paper: {name}", *(f"{values[c]:g}" if c in values else "" for c in columns)])
+    return rows
 
 
 def texts_of(results: list[Result], most: int = 8) -> dict[str, dict[str, str]]:
@@ -178,7 +204,7 @@ def texts_of(results: list[Result], most: int = 8) -> dict[str, dict[str, str]]:
     return found
 
 
-def as_json(results, pivots, claims, overlaps) -> dict:
+def as_json(results, pivots, claims, overlaps, ours: str) -> dict:
     rows = []
     for result in results:
         about = {key: value for key, value in result.about.items() if key != "depends"}
@@ -187,14 +213,28 @@ def as_json(results, pivots, claims, overlaps) -> dict:
             row |= {"measure": figure.measure, "value": figure.value, "interval": figure.estimate.interval}
             rows.append(row | {"units": len(figure.columns[0]), "tokens": figure.tokens} | about)
     averages = [
-        {"table": name, "row": row, "column": column, "value": each.value, "interval": each.interval}
+        dict(zip(("table", "system", "way", "data", "measure"), (name, *parts(row, ", "), *parts(column, ": "))))
+        | {"value": each.value, "interval": each.interval}
         for name, found in pivots.items()
         for row, cells in found.cells.items()
         for column, each in cells.items()
         if column.startswith(("average", "people"))
     ]
+    compared = [
+        {"table": name, "row": row, "rival": rival, "column": column, "value": each.value, "interval": each.interval}
+        for name, found in pivots.items()
+        for (row, rival), cells in differences(found, ours, table_module(name).COMPARED).items()
+        for column, each in cells.items()
+    ]
     named = [dict(zip(("claim", "verdict", "figures"), claim)) for claim in claims]
-    return {"figures": rows, "averages": averages, "claims": named, "found in training text": overlaps or {}}
+    content = {"ours": ours, "figures": rows, "averages": averages, "differences": compared, "claims": named}
+    return content | {"found in training text": overlaps or {}}
+
+
+def parts(name: str, separator: str) -> tuple[str, str]:
+    """A row's system and way, or a column's data and measure."""
+    first, _, second = name.partition(separator)
+    return first, second
 
 
 # ---------------------------------------------------------------------------------------------------------------- pages
@@ -202,7 +242,7 @@ def as_json(results, pivots, claims, overlaps) -> dict:
 COMPARED = "Paired comparisons with 95 % intervals: ours minus the other; for perplexities, ours over the other."
 
 
-def parts(sections, claims, left_out, overlaps, results):
+def pages(sections, claims, left_out, overlaps, results):
     """(title, paragraph, header, rows, section) of each part of the page, in order."""
     yield "Claims", "Decided by 95 % intervals of paired comparisons.", ["claim", "verdict", "figures"], claims, None
     for each in sections:
@@ -235,7 +275,7 @@ def markdown_table(header, rows) -> str:
 
 def as_markdown(sections, claims, left_out, overlaps, results) -> str:
     page = ["# MAGNET: results"]
-    for title, paragraph, header, rows, of in parts(sections, claims, left_out, overlaps, results):
+    for title, paragraph, header, rows, of in pages(sections, claims, left_out, overlaps, results):
         page += [f"## {title}", paragraph]
         page += [markdown_table(header, rows)] if rows else []
         if of:
@@ -249,7 +289,7 @@ def as_markdown(sections, claims, left_out, overlaps, results) -> str:
 def as_html(sections, claims, left_out, overlaps, results, ours: str) -> str:
     page = [f"<!doctype html><html lang=en><meta charset=utf-8><title>MAGNET: results</title><style>{STYLE}</style>"]
     page.append("<meta name=viewport content='width=device-width'><h1>MAGNET: results</h1>")
-    for title, paragraph, header, rows, of in parts(sections, claims, left_out, overlaps, results):
+    for title, paragraph, header, rows, of in pages(sections, claims, left_out, overlaps, results):
         page.append(
             f"<h2>{escape(title)}</h2><p>{escape(paragraph)}</p>{html_table(header, rows, ours) if rows else ''}"
         )

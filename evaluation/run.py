@@ -1,4 +1,4 @@
-"""Evaluates systems on tables; each result is cached in a file and not computed again."""
+"""Evaluates systems on tables; each result is kept in a file and not computed again."""
 
 import importlib
 import json
@@ -95,7 +95,8 @@ def run(
         load (`Callable`, *optional*): Loads a system from its name and path.
 
     Returns:
-        The results, and the reason for each table that was not evaluated.
+        The results, with those of earlier commands in the same folder (whose systems then need not be named again), and the
+        reason for each table that was not evaluated.
     """
     every, left_out = tables == ["all"], {}
     names = [name for name in (TABLES if every else tables) if name != "ablation"]
@@ -138,7 +139,22 @@ def run(
             results[-1].save(file)
     for name, why in left_out.items():
         logger.warning("%s: not measured: %s", name, why)
-    return results, left_out
+    return results + earlier(folder, results, sampling(settings, about)), left_out
+
+
+def earlier(folder: Path, results: list[Result], sampled: dict) -> list[Result]:
+    """What earlier commands measured with as much data, the same seed and the same dtype, for one report of all of them."""
+    done = {(result.table, result.system) for result in results}
+    found = [Result.read(path) for path in sorted(folder.glob("*.json"))]
+    return [
+        result
+        for result in found
+        if (result.table, result.system) not in done and result.about["depends"].get("sampling") == sampled
+    ]
+
+
+def sampling(settings: Settings, about: dict) -> dict:
+    return {name: getattr(settings, name) for name in ("limit", "fast", "seed")} | {"dtype": about.get("dtype")}
 
 
 def depends_on(module, path: str, settings: Settings, about: dict) -> dict:
@@ -148,7 +164,8 @@ def depends_on(module, path: str, settings: Settings, about: dict) -> dict:
     return {
         "weights": {each.name: [each.stat().st_size, int(each.stat().st_mtime)] for each in weights} or path,
         "data": {f"{each.parent.name}/{each.name}": each.stat().st_size for each in data},
-        "settings": [settings.limit, settings.fast, settings.seed, list(settings.tasks), about.get("dtype")],
+        "sampling": sampling(settings, about),
+        "tasks": list(settings.tasks),
         "judge": settings.judge.name
         if settings.judge and module.__name__.split(".")[-1] in ("appropriate", "prompting")
         else None,

@@ -52,25 +52,29 @@ class GapExample:
         return self.ids[self.start : self.start + self.length]
 
 
-def sentence_gaps(stories: list[list[str]], config, tokenizer, every: bool = True) -> list[GapExample]:
+def sentence_gaps(
+    stories: list[list[str]], config, tokenizer, every: bool = True, joint: str = " "
+) -> list[GapExample]:
     """
     Gaps of one sentence. The ids are slices of the whole story's tokenization, never re-tokenized pieces.
 
     Args:
-        stories (`list[list[str]]`): The sentences of each story; they are joined by single spaces.
+        stories (`list[list[str]]`): The sentences of each story.
         config ([`MagnetFields`]): Sets the start token. Without one, nothing predicts a story's first token, and its
             first sentence is never missing.
         tokenizer ([`PreTrainedTokenizerBase`]): A fast one.
         every (`bool`, *optional*, defaults to `True`): Removes each sentence in turn; else sentence `n % 5` of story n.
+        joint (`str`, *optional*, defaults to a space): The character between two sentences. In code, a token may hold both
+            the end of a line and the next one's indentation: it belongs to the line in which it ends.
     """
     examples, opening = [], start_ids(config, tokenizer)
     for number, sentences in enumerate(stories):
-        encoded = literal_tokenizer(tokenizer).encode(" ".join(sentences), add_special_tokens=False)
+        encoded = literal_tokenizer(tokenizer).encode(joint.join(sentences), add_special_tokens=False)
         ends, ids = np.array([end for _, end in encoded.offsets]), opening + encoded.ids
         borders = np.cumsum([0] + [len(sentence) + 1 for sentence in sentences])
         for s in range(len(sentences)) if every else [number % len(sentences)]:
             inside = np.flatnonzero((ends > borders[s]) & (ends <= borders[s + 1] - 1))
-            if start := len(opening) + int(inside[0]):
+            if len(inside) and (start := len(opening) + int(inside[0])):
                 examples.append(GapExample(ids, [(start, len(inside))], number))
     return examples
 

@@ -1,7 +1,8 @@
 """Table 2: semantic textual similarity, Spearman x 100; and retrieval of a sentence by its paraphrase.
 
 Every system gets the paper's instruction (Table 10), and MAGNET also its own prompt. `--tasks STS12 STSBenchmark` downloads
-mteb's own data sets instead.
+mteb's own data sets instead. Published averages of the seven sets: SGPT-125M (causal, supervised) 75.60; SimCSE, BERT-base,
+unsupervised 76.25; LLM2Vec, Sheared-LLaMA-1.3B, unsupervised 70.81.
 """
 
 import numpy as np

@@ -16,13 +16,12 @@ KINDS = {
     "mtp": "as llm2vec; a masked token is predicted at its own position (Appendix D)",
     "base": "everything left to right",
     "causal": "the same, with its adapter: a causal-LM or causal contrastive LoRA",
-    "fim": "fills gaps in fill-in-the-middle order (PSM and SPM)",
-    "encoder": "a sentence-transformers folder, vectors only",
+    "fim": "fills gaps in fill-in-the-middle order: a LoRA trained on it, or a stock model with tokens of its own for it",
+    "encoder": "a sentence-transformers folder, frozen and supervised, vectors only",
     "lexical": "word or character counts, vectors only",
 }
-LEFT_TO_RIGHT = ("base", "causal")
+LEFT_TO_RIGHT = ("base", "causal", "fim")
 BOTH_WAYS = ("magnet", "llm2vec", "mtp")
-WRITERS = ("magnet", "base", "causal", "fim", "llm2vec")
 
 
 @dataclass

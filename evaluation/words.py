@@ -12,7 +12,7 @@ from sklearn.neural_network import MLPClassifier
 from tqdm.auto import tqdm
 
 from .data import Settings, files, read_conll
-from .embedding import encode_words
+from .embedding import SUPERVISED, encode_words
 from .figures import Figure
 from .systems import System
 
@@ -50,7 +50,7 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
         known = {label for row in labels for label in row}
         if odd := Counter(label for row in truth for label in row if label not in known):
             unseen[f"{task}: words whose label is not in the training set"] = dict(odd)
-        found += scored(task, truth, guesses)
+        found += scored(task, truth, guesses, SUPERVISED if system.kind == "encoder" else "")
     return found, unseen
 
 
@@ -92,7 +92,7 @@ def frequent_labels(train: list[list[str]], labels: list[list[str]], valid: list
     return [[counts.get(word, every).most_common(1)[0][0] for word in words] for words in valid]
 
 
-def scored(task: str, truth: list[list[str]], guesses: list[list[str]]) -> list[Figure]:
+def scored(task: str, truth: list[list[str]], guesses: list[list[str]], way: str = "") -> list[Figure]:
     """Accuracy and F1 of predicted labels; sentences are resampled."""
     pairs = list(zip(truth, guesses))
     right = [100 * sum(a == b for a, b in zip(*pair)) for pair in pairs]
@@ -116,6 +116,6 @@ def scored(task: str, truth: list[list[str]], guesses: list[list[str]]) -> list[
         hits = [len(a & b) for a, b in found]
         total = [len(a) + len(b) for a, b in found]
     return [
-        Figure(task, "accuracy %", "ratio_of_sums", [right, lengths], tokens=sum(lengths)),
-        Figure(task, "F1 %", "f1", [hits, total], tokens=sum(lengths)),
+        Figure(task, "accuracy %", "ratio_of_sums", [right, lengths], way, sum(lengths)),
+        Figure(task, "F1 %", "f1", [hits, total], way, sum(lengths)),
     ]

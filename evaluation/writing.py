@@ -11,7 +11,7 @@ from modeling_magnet import Gap
 from modeling_magnet.infilling_magnet import Document, cut_at, fill_text, overlap
 
 from .data import STORIES, Settings, files, read_stories
-from .infill import fim_example
+from .fim import fim_examples, fim_format
 from .scoring import GapExample, sentence_gaps
 from .systems import LEFT_TO_RIGHT, System
 
@@ -92,6 +92,7 @@ def continuations(
     new_tokens: int,
     sentence=False,
     ends=True,
+    end_ids=(),
     batch_size=32,
     **sampling,
 ) -> list[list[int]]:
@@ -102,9 +103,11 @@ def continuations(
         new_tokens (`int`): Maximum number; exact with `ends=False`.
         sentence (`bool`, *optional*, defaults to `False`): Stop after a sentence.
         ends (`bool`, *optional*, defaults to `True`): Whether the end token may be generated.
+        end_ids (`list[int]`, *optional*): Tokens that end a row instead of the tokenizer's [EOS], which then stands for them.
     """
     found, end = [None] * len(prompts), tokenizer.eos_token_id
-    barred = sorted(set(tokenizer.all_special_ids) - ({end} if ends else set()))
+    end_ids = list(end_ids) or [end]
+    barred = sorted(set(tokenizer.all_special_ids) - set(end_ids if ends else ()))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for first in tqdm(range(0, len(order), batch_size), desc="generate", leave=False, disable=None):
         chosen = order[first : first + batch_size]
@@ -116,14 +119,15 @@ def continuations(
             ids,
             attention_mask=mask,
             max_new_tokens=new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
+            eos_token_id=end_ids,
+            pad_token_id=end_ids[0],
             suppress_tokens=barred or None,
             stopping_criteria=StoppingCriteriaList([SentenceEnds(tokenizer, length)] if sentence else []),
             **sampling or {"do_sample": False},
         )[:, length:].tolist()
         for i, row in zip(chosen, rows):
-            found[i] = row[: row.index(end)] + [end] if end in row else row
+            last = next((n for n, id in enumerate(row) if id in end_ids), None)
+            found[i] = row if last is None else row[:last] + [end]
     return found
 
 
@@ -132,12 +136,11 @@ def fillers(system: System, settings: Settings) -> dict[str, Callable[[list[Case
     if system.fills_gaps:
         ways = {"given length": lambda cases: infilled(system, cases, settings, told_length=True)}
         return ({"": lambda cases: infilled(system, cases, settings)} if system.ends_gaps else {}) | ways
+    if system.kind == "fim":
+        orders = fim_format(system).orders
+        return {order: lambda cases, order=order: fim_fills(system, cases, order, settings) for order in orders}
     if system.kind in LEFT_TO_RIGHT:
         return {"left to right": lambda cases: written(system, cases, [c.example.left for c in cases], settings, True)}
-    if system.kind == "fim":
-        return {
-            order: lambda cases, order=order: fim_fills(system, cases, order, settings) for order in ("PSM", "SPM")
-        }
     return {}
 
 
@@ -159,16 +162,16 @@ def infilled(system: System, cases: list[Case], settings: Settings, told_length:
 
 
 def fim_fills(system: System, cases: list[Case], order: str, settings: Settings) -> list[Fill]:
-    rows = [fim_example(case.example, system, order == "SPM", end=False, middle=False) for case in cases]
-    return written(system, cases, [row.left for row in rows], settings, False)
+    rows = [fim_examples(case.example, system, order, end=False, middle=False)[0] for case in cases]
+    return written(system, cases, [row.left for row in rows], settings, False, fim_format(system).ends)
 
 
 def written(
-    system: System, cases: list[Case], prompts: list[list[int]], settings: Settings, sentence: bool
+    system: System, cases: list[Case], prompts: list[list[int]], settings: Settings, sentence: bool, end_ids=()
 ) -> list[Fill]:
     """Fills of a left-to-right model after prompts; what repeats the right side is cut off, as in `infill()`."""
     model, tokenizer, most = system.model, system.tokenizer, most_tokens(settings)
-    rows = continuations(model, tokenizer, prompts, most, sentence, batch_size=settings.batch_size)
+    rows = continuations(model, tokenizer, prompts, most, sentence, end_ids=end_ids, batch_size=settings.batch_size)
     return [fill_of(row, case, tokenizer, sentence) for row, case in zip(rows, cases)]
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from magnet_hub.fetch import shipped_checkpoint
 from modeling_magnet import Gap
-
-MODEL = Path(__file__).parent / "assets" / "magnet-tiny"
 
 
 def read_rules(path: Path) -> tuple[dict[str, Gap], dict]:
@@ -41,11 +40,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("template", type=Path)
     parser.add_argument("rules", type=Path)
-    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--model", help="default: magnet-smollm2-135m, which is fetched the first time")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+    folder = args.model or shipped_checkpoint()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     with args.template.open(encoding="utf-8", newline="") as file:  # keep line endings
         template = file.read()
     try:

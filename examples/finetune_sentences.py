@@ -25,10 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from magnet_eval.sts import read_graded_pairs
 from magnet_eval.sts import spearman as sts_spearman
+from magnet_hub.fetch import shipped_checkpoint
 from magnet_hub.save import save_checkpoint
 
-ASSETS = Path(__file__).parent / "assets"
-STORIES = ASSETS / "everyday-stories"
+STORIES = Path(__file__).parent / "assets" / "everyday-stories"
 
 
 def read_pairs(path: Path | None) -> Dataset:
@@ -81,7 +81,7 @@ def save(sentences: SentenceTransformer, args) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ASSETS / "magnet-tiny"))
+    parser.add_argument("--model", help="default: magnet-smollm2-135m, which is fetched the first time")
     parser.add_argument("--pairs", type=Path, help="JSON lines with text and positive; default: the shipped stories")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--max_steps", type=int, default=40)
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--mini_batch_size", type=int, help="what fits into memory at once; default: the whole batch")
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     args = parser.parse_args()
+    args.model = args.model or str(shipped_checkpoint())
 
     in_float32 = {"dtype": torch.float32}  # bfloat16 would lose small updates
     sentences = SentenceTransformer(args.model, trust_remote_code=True, model_kwargs=in_float32)

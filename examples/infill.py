@@ -1,18 +1,17 @@
 """Edits a story: named gaps with their own rules, alternatives, given candidates, and a streamed fill.
 
-python examples/infill.py                     # the shipped model of 3 M parameters: simple words, loose sense
+python examples/infill.py                     # magnet-smollm2-135m, which is fetched the first time
 python examples/infill.py --model path/or/hub-id
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
+from magnet_hub.fetch import shipped_checkpoint
 from modeling_magnet import Gap
 
-MODEL = Path(__file__).parent / "assets" / "magnet-tiny"
 STORY = """Mina slid a tray of rolls into her oven. <|gap:meanwhile|> She wrapped the rolls in foil. \
 Her brother came home. <|gap:brother|> They ate the rolls together."""
 GAPS = {
@@ -56,10 +55,11 @@ def streaming(model, tokenizer) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--model", help="default: magnet-smollm2-135m")
     args = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+    folder = args.model or shipped_checkpoint()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for part in (named_gaps, alternatives, candidates, streaming):
         part(model, tokenizer)
 

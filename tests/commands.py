@@ -1,11 +1,14 @@
-"""Runs `magnet` in this process, with the shipped checkpoint loaded once."""
+"""Runs `magnet` in this process, with the tiny checkpoint of the tests as its default, loaded once."""
 
 import functools
 import io
 import sys
+from pathlib import Path
 
 from magnet_cli import model as loading
 from magnet_cli.main import main
+
+TINY = Path(__file__).parent / "assets" / "magnet-tiny"
 
 load = functools.cache(lambda path: LOAD(Options(path)))
 LOAD = loading.load_causal
@@ -23,6 +26,7 @@ class Magnet:
 
     def __init__(self, monkeypatch, capsys):
         self.monkeypatch, self.capsys, self.err = monkeypatch, capsys, ""
+        monkeypatch.setenv("MAGNET_MODEL", str(TINY))
         for module in (loading, "magnet_cli.evaluate"):
             name = "magnet_cli.model" if module is loading else module
             monkeypatch.setattr(

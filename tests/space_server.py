@@ -7,10 +7,18 @@ Serves the Space below a path prefix, as a proxy does, with this project not ins
 import sys
 from pathlib import Path
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "space")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "space"))
 
-from load_anywhere import Barrier  # noqa: E402
+OURS = ("modeling_magnet", "configuration_magnet", "magnet_hub", "magnet_train", "magnet_eval", "magnet_cli")
+
+
+class Barrier:
+    """An import hook, placed first, that refuses this project's packages."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in OURS:
+            raise ModuleNotFoundError(f"{name} is kept out on purpose", name=name)
+
 
 sys.meta_path.insert(0, Barrier())
 

@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from commands import Magnet, load
+from commands import TINY, Magnet, load
 
 from magnet_cli import encode as command
-from magnet_cli.model import SHIPPED
 
 TEXTS = ["A cat sleeps.", "", "Ünï 日本\0", "Rain fell all day, and the boy stayed at home."]
 
@@ -19,7 +18,7 @@ def magnet(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def vectors():
-    model, tokenizer = load(str(SHIPPED))
+    model, tokenizer = load(str(TINY))
     return model.encode(TEXTS, tokenizer)
 
 
@@ -59,7 +58,7 @@ def test_empty_lines_may_be_left_out_or_refused(magnet, vectors, file, tmp_path)
 
 
 def test_settings_are_those_of_encode(magnet):
-    model, tokenizer = load(str(SHIPPED))
+    model, tokenizer = load(str(TINY))
     row = json.loads(magnet(["encode", TEXTS[0], "--instruction", "", "--no_normalize"]))
     expected = model.encode(TEXTS[0], tokenizer, instruction="", normalize=False)
     np.testing.assert_allclose(row["embedding"], expected, rtol=1e-5)

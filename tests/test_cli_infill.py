@@ -6,10 +6,9 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from commands import Magnet, load
+from commands import TINY, Magnet, load
 
 from magnet_cli.infill import as_json, length
-from magnet_cli.model import SHIPPED
 from modeling_magnet import InfilledGap, InfillOutput
 
 TEXT = "Tom was hungry. <|gap|> He was full."
@@ -23,7 +22,7 @@ def magnet(monkeypatch, capsys):
 
 @pytest.fixture
 def infill():
-    model, tokenizer = load(str(SHIPPED))
+    model, tokenizer = load(str(TINY))
     return lambda *args, **settings: model.infill(args[0], tokenizer, **settings)
 
 
@@ -41,7 +40,6 @@ def test_what_is_no_length_is_wrong_usage(flags, magnet):
 
 def test_a_text_as_argument(magnet, infill):
     assert magnet(["infill", TEXT, "--length", "6"]) == infill(TEXT, length=6) + "\n"
-    assert "using tests/assets/magnet-tiny" in magnet.err
 
 
 def test_flags_are_those_of_infill(magnet, infill):
@@ -114,7 +112,7 @@ def test_stream_is_of_one_gap_and_one_fill(flags, magnet):
 
 
 def test_line_breaks_of_fills_do_not_break_lines(magnet, monkeypatch):
-    model, _ = load(str(SHIPPED))
+    model, _ = load(str(TINY))
     filled = InfillOutput("a\nb", [InfilledGap("\n", [1], "stop")])
     monkeypatch.setattr(model, "infill", lambda texts, *_, **__: [filled] * len(texts))
     assert magnet(["infill"], stdin="a<|gap|>b\n") == "a b\n"
@@ -164,16 +162,15 @@ def test_a_terminal_is_not_waited_for(magnet, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- models
 
 
-def test_the_model_is_the_flag_then_the_environment_then_the_clone(monkeypatch, magnet, base_model_path, tmp_path):
+def test_the_model_is_the_flag_then_the_environment_then_the_shipped_one(monkeypatch, magnet, base_model_path):
     from magnet_cli.model import chosen_model
 
-    assert chosen_model(None) == str(SHIPPED)
     monkeypatch.setenv("MAGNET_MODEL", "name/model")
     assert chosen_model(None) == "name/model" and chosen_model(str(base_model_path)) == str(base_model_path)
     monkeypatch.delenv("MAGNET_MODEL")
-    monkeypatch.setattr("magnet_cli.model.SHIPPED", tmp_path / "gone")
-    with pytest.raises(SystemExit, match="model_name_or_path: not given. Pass --model_name_or_path"):
-        magnet(["infill", TEXT])
+    monkeypatch.setattr("magnet_hub.fetch.shipped_checkpoint", lambda: TINY)
+    magnet(["infill", TEXT, "--length", "6"])
+    assert "no --model_name_or_path: using magnet-smollm2-135m" in magnet.err
     with pytest.raises(SystemExit, match="model_name_or_path='./gone': no such folder"):
         magnet(["infill", TEXT, "--model_name_or_path", "./gone"])
     with pytest.raises(SystemExit, match="is a llama checkpoint, not a MAGNET one"):
@@ -183,7 +180,7 @@ def test_the_model_is_the_flag_then_the_environment_then_the_clone(monkeypatch, 
 def test_a_folder_without_a_checkpoint(tmp_path, monkeypatch):
     from magnet_cli.main import main
 
-    shutil.copytree(SHIPPED, tmp_path / "cut")
+    shutil.copytree(TINY, tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"0" * 100)
     for folder in (tmp_path, tmp_path / "cut"):
         with pytest.raises(SystemExit, match="magnet infill: error: model_name_or_path='.*': ") as end:

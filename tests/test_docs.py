@@ -4,7 +4,6 @@ import argparse
 import doctest
 import importlib
 import inspect
-import json
 import re
 import runpy
 import shlex
@@ -13,12 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import Magnet
+from commands import TINY, Magnet
 from transformers import HfArgumentParser, PreTrainedModel
 
 from magnet_cli.main import COMMANDS
 from magnet_hub.check import CHECKS
-from magnet_train.settings.recipes import NAMES, read_recipe, recipe_names
+from magnet_hub.fetch import shipped_checkpoint
+from magnet_train.settings.recipes import NAMES, recipe_names
 from magnet_train.trainer import MagnetTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -61,8 +61,9 @@ def same(printed: str, shown: str) -> bool:
 
 @pytest.fixture
 def work_folder(tmp_path, monkeypatch):
-    """An empty folder to write into, from which `examples/` is reached as from the repository."""
+    """An empty folder to write into, with `examples/` and what `magnet fetch` would write; a tiny base for the training."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "smollm2").symlink_to(TINY.with_name("magnet-tiny-base"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -70,29 +71,33 @@ def work_folder(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------------- code
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        page if page == "README.md" else pytest.param(page, marks=pytest.mark.slow)
-        for page in TEXTS
-        if blocks(page, "python")
-    ],
-)
-def test_python_blocks_print_what_the_page_shows(page, work_folder, capsys):
+@pytest.fixture
+def with_the_model(work_folder):
+    """The shipped checkpoint, where its base can be downloaded."""
+    try:
+        (work_folder / "magnet-smollm2").symlink_to(shipped_checkpoint())
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "python")])
+def test_python_blocks_print_what_the_page_shows(page, with_the_model, capsys):
     namespace = {}
     pattern = r"^```python\n(.*?)^```\n(?:```\n(.*?)^```\n)?"
     for code, shown in re.findall(pattern, TEXTS[page] + "\n", flags=re.MULTILINE | re.DOTALL):
         exec(compile(code, page, "exec"), namespace)
         printed = re.sub(r"^\{'.*\}\n", "", capsys.readouterr().out, flags=re.MULTILINE)  # a Trainer's log lines
-        if shown or page != "README.md":
-            assert same(printed, shown), f"{code}\nprinted:\n{printed}"
+        assert same(printed, shown), f"{code}\nprinted:\n{printed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "console")])
-def test_console_blocks_print_what_the_page_shows(page, work_folder, monkeypatch, capsys):
+def test_console_blocks_print_what_the_page_shows(page, with_the_model, monkeypatch, capsys):
     """`cat` of a file that does not exist yet writes it; `magnet` runs in this process, also within a pipe."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
     magnet = Magnet(monkeypatch, capsys)
+    monkeypatch.setenv("MAGNET_MODEL", "magnet-smollm2")
     text = "".join(blocks(page, "console"))
     for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, flags=re.MULTILINE):
         file = Path(command.removeprefix("cat "))
@@ -225,10 +230,3 @@ def test_the_tree_names_folders_and_files_that_exist():
     assert folders | {"accelerate_configs"} == set(re.findall(r"^(\w+)/", tree, flags=re.MULTILINE))
     files = set(re.findall(r"\b\w+_magnet\.py\b", tree))
     assert files == {path.name for path in (ROOT / "modeling_magnet").glob("*_magnet.py")}
-
-
-def test_readme_has_the_steps_that_made_the_checkpoint():
-    log = (ROOT / "docs/magnet-tiny/train_log.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = json.loads(log[-1])["step"]
-    assert f"in {steps:,} steps" in README
-    assert read_recipe("magnet_tiny")["max_steps"] == steps

@@ -18,7 +18,7 @@ from magnet_eval.data import (
     read_labelled,
     read_stories,
     read_wikitext,
-    seen_in_training,
+    training_files,
 )
 
 
@@ -112,13 +112,34 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
 
 def test_evaluation_text_in_the_training_text_is_counted(write, tmp_path):
     told = "Mina slid a tray of rolls into her oven."
-    story = [told, "She wrapped all of the rolls in foil.", "She ate."]
+    story = [told, "She wrapped all of the rolls in foil.", "She ate."]  # three words say nothing
     training = write("texts.txt", f"A first line. {told.upper().replace('.', '!')} More.\n")
-    pairs = write(
-        "pairs.jsonl", json.dumps({"text": [story[1]], "positive": ["Other words are in this one sentence."]})
+    row = {"text": [story[1]], "positive": ["Other words are in this one sentence."]}
+    pairs = write("pairs.jsonl", json.dumps(row))
+    write(
+        "sets/tales/validation.jsonl",
+        json.dumps({"sentences": story, "paraphrases": [*story[:2], "All ate it at once, all."]}),
     )
-    assert seen_in_training([" ".join(story)], [training]) == (1, 2)  # a sentence of two words says nothing
-    assert seen_in_training([" ".join(story)], [training, pairs]) == (2, 2)
-    write("tales/validation.jsonl", json.dumps({"sentences": story}))
-    assert overlaps(Settings(tmp_path / "tales"), [training]) == {"tales (validation.jsonl)": (1, 2)}
-    assert overlaps(Settings(tmp_path / "tales"), []) == {}
+    write("sets/conll2003/valid.txt", "".join(f"{word} X X O\n" for word in told.replace(".", " .").split()))
+    write("sets/clustering/news.tsv", "label\ttext\na\tOther words are in this one sentence\nb\tnone\n")
+    write("sets/arc_easy.jsonl", json.dumps({"query": f"Question: {told}", "choices": [], "gold": 0}))
+    settings = Settings(tmp_path / "sets")
+    found = {
+        "tales (validation.jsonl)": (1, 3),
+        "conll2003 (valid.txt)": (1, 1),
+        "news (news.tsv)": (0, 1),
+        "arc_easy (arc_easy.jsonl)": (0, 1),
+    }
+    assert overlaps(settings, [training]) == found
+    found |= {"tales (validation.jsonl)": (2, 3), "news (news.tsv)": (1, 1)}
+    assert overlaps(settings, [training, pairs]) == found
+    assert overlaps(settings, []) == {}
+
+
+def test_a_checkpoint_tells_its_training_text(write, tmp_path):
+    texts = write("texts.txt", "a")
+    run = f"train_file: {texts}\npairs_file: {tmp_path / 'gone.jsonl'}\n"
+    write("run/training_config.yaml", run)
+    assert training_files(str(tmp_path / "run")) == [texts]
+    write("run/training_config.yaml", "train_file: owner/name\npairs_file: null\n")
+    assert training_files(str(tmp_path / "run")) == training_files("gone") == []

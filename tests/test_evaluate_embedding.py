@@ -57,7 +57,7 @@ def test_magnet_is_read_by_its_own_encode(model, tokenizer):
         np.testing.assert_allclose(
             encode(TEXTS, "Say:"), model.encode(TEXTS, tokenizer, instruction="Say:"), atol=1e-6
         )
-    assert encoders(System("fim", model, tokenizer)) == {}
+    assert list(encoders(System("fim", model, tokenizer))) == ["last token", "mean", "Echo"]
 
 
 def test_rivals_that_count_words():
@@ -122,7 +122,7 @@ def test_a_frozen_encoder_reads_sentences_and_words(tmp_path):
         hidden = bert(torch.tensor([[2, 4, 5, 6, 7, 8, 3]])).last_hidden_state[0]
     expected = torch.stack([*hidden[1:4], hidden[4:6].mean(0)])
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
-    (sentence,) = encoders(system)[""](["it rained all days"], "ignored")
+    (sentence,) = encoders(system)["supervised"](["it rained all days"], "ignored")
     np.testing.assert_allclose(sentence, unit(hidden.mean(0)), atol=1e-5)
     with pytest.raises(ValueError, match="baseline=encoder=.*: is not a sentence-transformers folder"):
         load_system("encoder", str(tmp_path / "bert"))

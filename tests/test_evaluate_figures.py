@@ -33,6 +33,8 @@ def test_what_cannot_be_compared_is_not():
     assert ours.against(perplexity([4.0, 5.0, 6.0])) is None
     assert ours.against(perplexity([4.0, 5.0], [3, 4])) is None  # another tokenizer cuts the same text otherwise
     assert ours.against(means("stories", {"perplexity": [4.0, 5.0]})[0]) is None
+    (some,), (other,) = (means("stories", {"bits": [4.0, 5.0]}, weights=weights) for weights in ([1, 2], [2, 2]))
+    assert some.against(other) is None  # not of the same characters
 
 
 def test_an_interval_covers_the_truth_nineteen_times_of_twenty():

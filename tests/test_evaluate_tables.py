@@ -1,5 +1,6 @@
 """The tables: each measure by hand or against a plain computation, on tiny random models."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from magnet_eval import (
     ablation,
     appropriate,
+    fim,
     generations,
     infill,
     modes,
@@ -19,10 +21,11 @@ from magnet_eval import (
     words,
     writing,
 )
-from magnet_eval.data import Settings, read_stories
+from magnet_eval.data import Settings, read_code, read_stories
 from magnet_eval.figures import Figure
+from magnet_eval.report import people
 from magnet_eval.run import Result
-from magnet_eval.scoring import sentence_gaps, span_costs
+from magnet_eval.scoring import GapExample, sentence_gaps, span_costs
 from magnet_eval.systems import System
 from magnet_train.fim import fim_markers, fim_row
 from modeling_magnet.modeling_magnet import low_rank_parts
@@ -133,6 +136,10 @@ def test_the_table_of_infilling(magnet, causal, settings):
     assert "free length + END" not in named(figures, "perplexity of gaps of 65 to 128 tokens", "Wikitext")
     plain, _ = infill.measure(causal, settings)
     assert list(named(plain, "perplexity")) == ["left to right"]
+    bits, whole = named(figures, "bits per character")["given length"], sum(map(len, sum(STORIES, [])))
+    assert bits.columns[1].sum() == whole and bits.value == pytest.approx(bits.columns[0].sum() / whole)
+    assert np.exp(bits.columns[0].sum() * np.log(2) / bits.tokens) == pytest.approx(found["given length"].value)
+    assert not named(figures, "bits per character", "Wikitext")  # spans of tokens differ between tokenizers
     ratio = found["given length"].against(named(plain, "perplexity")["left to right"])
     assert ratio.interval[0] <= ratio.value <= ratio.interval[1]
 
@@ -169,16 +176,79 @@ def test_a_gap_in_fill_in_the_middle_order(causal, cases, spm):
     row, start = fim_row(
         example.left[1:], example.middle, example.right, fim_markers(tokenizer), 1, tokenizer.eos_token_id, spm
     )
-    found = infill.fim_example(example, system, spm, end=True)
+    order = "SPM" if spm else "PSM"
+    (found,) = fim.fim_examples(example, system, order, end=True)
     assert found.ids == row.tolist() and found.spans == [(start, example.length + 1)]
-    prompt = infill.fim_example(example, system, spm, end=False, middle=False)
+    (prompt,) = fim.fim_examples(example, system, order, end=False, middle=False)
     assert prompt.left == row.tolist()[:start]
+
+
+def test_of_several_gaps_the_earlier_are_filled_and_the_later_left_out(causal):
+    system = System("fim", causal.model, causal.tokenizer)
+    rows = fim.fim_examples(GapExample([1, *range(20, 40)], [(3, 2), (8, 3), (15, 1)], 0), system, "PSM", end=False)
+    markers = fim_markers(causal.tokenizer)
+    cut = [(row.ids[1 + len(markers.prefix) :], row.spans[0]) for row in rows]
+    lefts, gaps = [[20, 21], [*range(20, 27)], [*range(20, 34)]], [[22, 23], [27, 28, 29], [34]]
+    rights = [[24, 25, 26, *range(30, 34), *range(35, 40)], [*range(30, 34), *range(35, 40)], [*range(35, 40)]]
+    for (ids, _), row, left, gap, right in zip(cut, rows, lefts, gaps, rights, strict=True):
+        assert ids == [*left, *markers.suffix, *right, *markers.middle, *gap, causal.tokenizer.eos_token_id]
+        ((first, length),) = row.spans
+        assert row.ids[first : first + length] == gap
+
+
+@pytest.fixture
+def pretrained(text_magnet, tokenizer):
+    """A stock model whose tokenizer has Qwen2.5-Coder's tokens for the format."""
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens([*fim.OWN, *fim.ENDS[:1], "<|file_sep|>"], special_tokens=True)
+    model = text_magnet(adapter=None)
+    model.resize_token_embeddings(len(own))
+    return System("fim-qwen", model, own)
+
+
+def test_a_model_pretrained_on_the_format_uses_its_own_tokens(pretrained, cases, settings, text_magnet, tokenizer):
+    known, example = pretrained.tokenizer.get_vocab(), cases[0].example
+    (row,) = fim.fim_examples(example, pretrained, "PSM", end=True)
+    prefix, suffix, middle = (known[each] for each in fim.OWN)
+    expected = [prefix, *example.left[1:], suffix, *example.right, middle, *example.middle, known["<|endoftext|>"]]
+    assert row.ids == expected and row.spans == [(len(expected) - example.length - 1, example.length + 1)]
+    assert list(writing.fillers(pretrained, settings)) == ["PSM"]
+    with pytest.raises(
+        ValueError, match="baseline=fim: the model has no adapter and its tokenizer lacks <|fim_prefix|>"
+    ):
+        fim.fim_format(System("fim", text_magnet(adapter=None), tokenizer))
+
+
+def test_any_of_its_end_tokens_ends_a_fill(pretrained, monkeypatch):
+    known, eos = pretrained.tokenizer.get_vocab(), pretrained.tokenizer.eos_token_id
+    rows = [[20, 30, known["<|file_sep|>"], 40], [20, 30, 40, 50]]
+    monkeypatch.setattr(
+        pretrained.model, "generate", lambda ids, **_: torch.cat([ids, torch.tensor(rows[: len(ids)])], 1)
+    )
+    found = writing.continuations(
+        pretrained.model, pretrained.tokenizer, [[1], [1]], 4, end_ids=fim.fim_format(pretrained).ends
+    )
+    assert found == [[20, 30, eos], [20, 30, 40, 50]]
+
+
+def test_code_is_read_in_blocks_and_misses_lines(magnet, tokenizer, settings):
+    (settings.data / "code").mkdir()
+    text = "import os\n\ndef f(x):\n    y = x + 1\n    z = y * 2\n    return z\n\n\n" * 2
+    (settings.data / "code" / "code.py").write_text(text)
+    blocks = read_code(settings.data / "code" / "code.py")
+    assert blocks == [["def f(x):", "    y = x + 1", "    z = y * 2", "    return z"]] * 2
+    examples = sentence_gaps(blocks, magnet.model.config, tokenizer, every=False, joint="\n")
+    assert [tokenizer.decode(each.middle).strip() for each in examples] == ["def f(x):", "y = x + 1"]
+    assert tokenizer.decode(examples[0].ids[1:]) == "\n".join(blocks[0])
+    figures, _ = infill.measure(magnet, settings)
+    assert named(figures, "bits per character", "code")["left to right"].value > 0
 
 
 def test_the_end_of_a_fill_in_the_middle_is_paid_for(causal, settings):
     figures, _ = infill.measure(System("fim", causal.model, causal.tokenizer), settings)
     found = named(figures, "perplexity")
-    assert list(found) == [f"{order}, free length{end}" for order in ("PSM", "SPM") for end in ("", " + END")]
+    ways = [f"{order}, free length{end}" for order in ("PSM", "SPM") for end in ("", " + END")]
+    assert list(found) == list(named(figures, "perplexity", "Wikitext")) == [*ways, "left to right"]
     for order in ("PSM", "SPM"):
         assert found[f"{order}, free length + END"].value > found[f"{order}, free length"].value
 
@@ -240,6 +310,28 @@ def test_the_stand_ins_of_judgement(magnet, cases):
     assert appropriate.rouge_l("the cat sat down", "the cat lay down") == pytest.approx(75)  # 3 of 4, both ways
 
 
+def test_raters_get_ours_the_base_and_the_best_prompts(tmp_path):
+    def result(system, table, fills, first=0):
+        ways = {way: 10.0 * n for n, way in enumerate(fills)}
+        figures = [Figure("fills", "ROUGE-L", "ratio_of_sums", [[v], [1]], way) for way, v in ways.items()]
+        stories = [{"left": f"l{n}", "right": "r", "gold": f"gold {n}"} for n in range(first, 3)]
+        texts = {way: [f"{system} {way} {n}" for n in range(first, 3)] for way in fills}
+        return Result(table, system, figures, {"stories": stories, "fills": texts})
+
+    results = [
+        result("magnet", "appropriate", ["given length", ""]),
+        result("fim", "appropriate", ["PSM"]),
+        result("base", "appropriate", ["left to right"]),
+        result("base", "prompting", ["zero-shot blank", "zero-shot line-by-line", "five-shot blank"]),
+    ]
+    results[-1].extra["stories"].pop()  # prompting has fewer, as its examples are not rated
+    assert people(results, tmp_path, "magnet") == {}
+    key = json.loads((tmp_path / "rating_key.json").read_text())
+    assert {row["system"] for row in key} == {
+        "people", "magnet", "base, left to right", "base, zero-shot line-by-line", "base, five-shot blank"}  # fmt: skip
+    assert len(key) == 5 * 2
+
+
 @pytest.mark.parametrize("name", ["magnet", "causal", "fim"])
 def test_the_table_of_fills(name, text_magnet, tokenizer, settings):
     system = System(name, text_magnet(causal_adapter=name != "magnet"), tokenizer)
@@ -290,16 +382,11 @@ def test_the_table_of_prompts(causal, cases, settings):
     (settings.data / "tales" / "validation.jsonl").write_text(rows)
     figures, extra = prompting.measure(causal, settings)
     assert len(extra["fills"]) == 7 and len({each.way for each in figures}) == 7
-    assert [story["left"].split(".")[0] for story in extra["stories"]] == [
-        "Day 5",
-        "Day 6",
-        "Day 7",
-    ]  # not the examples
+    lefts = [story["left"].split(".")[0] for story in extra["stories"]]
+    assert lefts == ["Day 0", "Day 1", "Day 2"]  # not the examples, which come after those of Table 5
 
 
 def test_a_chat_model_is_asked_in_its_template(causal, cases, tokenizer):
-    import copy
-
     chat = copy.deepcopy(tokenizer)
     chat.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ '[assistant]' if add_generation_prompt }}"
@@ -329,7 +416,9 @@ def test_repetition_is_that_of_new_tokens(magnet, settings, monkeypatch):
         (data, way) for data in ("Wikitext", "tales") for way in ("greedy", "nucleus 0.9")
     ]
     assert all(each.value == pytest.approx(1 - 4 / 9) for each in rep4)
-    assert repetition.prefixes(settings.data / "wiki.valid.raw", 1) == ["The bridge was built in"]
+    assert (
+        repetition.prefixes(settings.data / "wiki.valid.raw", 3) == ["The bridge was built in"] * 3
+    )  # of two articles
     assert repetition.prefixes(settings.data / "tales" / "validation.jsonl", 2) == [
         "Tom was hungry.",
         "Ann had a dog.",
@@ -392,7 +481,7 @@ def test_the_figure_of_masked_tokens(magnet, settings):
     assert [each.data for each in figures] == ["Wikitext", "tales"] and all(0 <= each.value <= 100 for each in figures)
 
 
-def test_the_modes_see_what_the_rule_says(magnet, causal, settings):
+def test_the_modes_see_what_the_rule_says(magnet, causal, text_magnet, settings):
     figures, extra = modes.measure(magnet, settings)
     length = len(extra["sees"]["causal"])
     spans = torch.tensor([int(4 <= n < 8) for n in range(length)])
@@ -405,6 +494,9 @@ def test_the_modes_see_what_the_rule_says(magnet, causal, settings):
     texts = named(figures, "perplexity of whole texts")
     assert texts["causal mode"].value == texts["base"].value
     assert len(extra["similarity"]["cosines"]) == len(extra["similarity"]["sentences"]) == 10
+    merged = System("magnet-paper", text_magnet(adapter=None, causal_adapter=True), magnet.tokenizer)
+    figures, extra = modes.measure(merged, settings)
+    assert [each.way for each in figures] == ["causal mode"] and "the base cannot be compared" in extra
     figures, extra = modes.measure(causal, settings)
     assert named(figures, "causal logits equal to the base's %")[""].value < 50 and "similarity" not in extra
 
@@ -418,6 +510,7 @@ def test_ablations_are_words_and_sts_side_by_side():
         result("sts", "magnet-mntp", "Spearman x 100"),
         result("sts", "magnet", "Spearman x 100", "own prompt"),
         result("sts", "base", "Spearman x 100"),
+        result("sts", "magnet-paper", "Spearman x 100"),
         result("infill", "magnet", "perplexity"),
     ]
     assert [(name, each.measure) for name, each in ablation.rows(results)] == [

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import TINY
 from test_docs import same
+
+from magnet_hub.fetch import shipped_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +32,17 @@ def script(monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------------------------- infilling
 
 
-def test_the_story(script):
+@pytest.fixture
+def with_the_model():
+    """The shipped checkpoint, where its base can be downloaded."""
+    try:
+        return shipped_checkpoint()
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_the_story(with_the_model, script):
     stored = (ROOT / "docs" / "measured" / "infill_example.txt").read_text(encoding="utf-8")
     for part, shown in zip(script("infill.py").out.split("\n-- "), stored.split("\n-- "), strict=True):
         if part.startswith("eight drafts"):  # another version may draw other ones
@@ -38,7 +51,8 @@ def test_the_story(script):
             assert same(part, shown)
 
 
-def test_the_notebook(monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_notebook(with_the_model, monkeypatch, capsys):
     notebook = json.loads((ROOT / "examples" / "infill.ipynb").read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -58,7 +72,7 @@ def test_the_notebook(monkeypatch, capsys):
 
 
 def test_the_template_filler(script):
-    filled = script("fill_template.py", "examples/template.txt", "examples/template.yaml")
+    filled = script("fill_template.py", "examples/template.txt", "examples/template.yaml", "--model", TINY)
     pieces = re.split(r"<\|gap:\w+\|>", (ROOT / "examples/template.txt").read_text(encoding="utf-8"))
     pattern = "(.*?)".join(map(re.escape, pieces))
     friend, event, thing, _ = re.fullmatch(pattern, filled.out, flags=re.DOTALL).groups()
@@ -70,7 +84,7 @@ def test_the_template_filler_keeps_line_ends_and_reads_json(script, tmp_path):
     template, rules, output = (tmp_path / name for name in ("t.txt", "r.json", "o.txt"))
     template.write_bytes(b"Tom was hungry.\r\n<|gap:a|>\r\n")
     rules.write_text(json.dumps({"gaps": {"a": {"candidates": ["He ate."]}}}), encoding="utf-8")
-    script("fill_template.py", template, rules, "--output", output)
+    script("fill_template.py", template, rules, "--output", output, "--model", TINY)
     assert output.read_bytes() == b"Tom was hungry.\r\nHe ate.\r\n"
 
 
@@ -87,5 +101,5 @@ def test_wrong_rules_are_named(script, capsys, tmp_path, rules, message):
     path = tmp_path / "rules.yaml"
     path.write_text(rules, encoding="utf-8")
     with pytest.raises(SystemExit):
-        script("fill_template.py", "examples/template.txt", path)
+        script("fill_template.py", "examples/template.txt", path, "--model", TINY)
     assert re.search(message, capsys.readouterr().err)

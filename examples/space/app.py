@@ -19,7 +19,7 @@ import gradio as gr
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-DEFAULT_MODEL = Path(__file__).resolve().parents[1] / "assets" / "magnet-tiny"
+DEFAULT_MODEL = Path(__file__).with_name("magnet-smollm2-135m")
 # in each, the text after the gap determines what is missing
 INFILL_EXAMPLES = {
     "a story": "Anna opened the box. <|gap|> She named the puppy Max.",
@@ -78,7 +78,10 @@ def load() -> tuple:
     """The model and the tokenizer named by `MAGNET_MODEL`; `MAGNET_REVISION` pins the commit that you reviewed."""
     name, revision = os.environ.get("MAGNET_MODEL", str(DEFAULT_MODEL)), os.environ.get("MAGNET_REVISION", "main")
     if name == str(DEFAULT_MODEL) and not DEFAULT_MODEL.is_dir():
-        raise ValueError("MAGNET_MODEL: not set, so there is no checkpoint to show. Set it to a Hub id or a folder.")
+        raise ValueError(
+            f"MAGNET_MODEL: not set, and there is no checkpoint. Set it to a Hub id or a folder, or run magnet fetch "
+            f"magnet-smollm2-135m --output_dir {DEFAULT_MODEL}"
+        )
     on_gpu = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, trust_remote_code=True, dtype="auto" if on_gpu else torch.float32

@@ -89,13 +89,14 @@ class EncodingMixin:
     @torch.no_grad()
     def encode(
         self,
-        texts: str | list[str],
+        texts: str | list,
         tokenizer: PreTrainedTokenizerBase,
         instruction: str | None = None,
         batch_size: int = 32,
         normalize: bool = True,
         show_progress_bar: bool | None = None,
-    ) -> np.ndarray:
+        return_cache: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, dict]:
         r"""
         Embeds texts: `[BOS] instruction text [EOS]`, bidirectional attention, pooled at [EOS] (section 3.2.2).
 
@@ -106,13 +107,21 @@ class EncodingMixin:
             batch_size (`int`, *optional*, defaults to 32): Texts per forward.
             normalize (`bool`, *optional*, defaults to `True`): Scale vectors to unit length.
             show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches.
+            return_cache (`bool`, *optional*, defaults to `False`):
+                Also return the context, for [`~InfillingMixin.infill`] and `generate()` to start from. A text may then
+                be a list of strings and [`Gap`] objects, whose positions are left free. At most `batch_size` texts.
 
         Returns:
-            `np.ndarray` of shape `(N, d)`, float32; `(d,)` for a single string. Texts longer than
+            `np.ndarray` of shape `(N, d)`, float32; `(d,)` for a single text. Texts longer than
             `max_position_embeddings` are truncated (but keep [EOS]), with one warning that counts them.
 
+            With `return_cache`, a tuple of these vectors and the context, a `dict`: `input_ids`, `attention_mask` and
+            `position_ids` of shape `(N, longest)`, `past_key_values` (`DynamicCache`) and `instruction`. Nothing is
+            truncated.
+
         Raises:
-            `ValueError` naming the first item that is not a string, or a `batch_size` below 1.
+            `ValueError` naming the first item that is not a string, or a `batch_size` below 1; with `return_cache`, more
+            texts than `batch_size`, or one longer than `max_position_embeddings`.
 
         Example:
 
@@ -129,12 +138,26 @@ class EncodingMixin:
         check_tokenizer(tokenizer, self.config)
         if not isinstance(texts, Iterable):
             raise ValueError(f"texts={texts!r}: must be a string or a list of strings.")
-        single = isinstance(texts, str)
-        texts = [texts] if single else list(texts)
-        for number, text in enumerate(texts):
-            check_text(f"texts[{number}]", text)
         prompt = self.config.representation_prompt if instruction is None else instruction
         check_text("instruction", prompt)
+        if return_cache:
+            hidden, context, single = self._encode_contexts(texts, tokenizer, prompt, batch_size)
+            vectors = self.pool(hidden, context["attention_mask"]).float().cpu().numpy()
+        else:
+            single = isinstance(texts, str)
+            rows = self._rows([texts] if single else list(texts), tokenizer, prompt)
+            vectors = np.zeros((len(rows), self.config.hidden_size), dtype=np.float32)
+            for chosen, hidden, mask in last_states(self.model, rows, batch_size, show_progress_bar, **BOTH_WAYS):
+                vectors[chosen] = self.pool(hidden, mask).float().cpu().numpy()
+        if normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = vectors[0] if single else vectors
+        return (vectors, context) if return_cache else vectors
+
+    def _rows(self, texts: list[str], tokenizer, prompt: str) -> list[list[int]]:
+        """Token ids of `[BOS] prompt text [EOS]`; a text that is too long loses its end."""
+        for number, text in enumerate(texts):
+            check_text(f"texts[{number}]", text)
         start = start_ids(self.config, tokenizer)
         rows = [[*start, *text_ids(f"{prompt} {text}" if prompt else text, tokenizer)] for text in texts]
         limit = self.config.max_position_embeddings - 1  # room for [EOS]
@@ -142,13 +165,7 @@ class EncodingMixin:
             logger.warning(
                 "%d of %d texts are longer than %d tokens and lose their end.", too_long, len(rows), limit + 1
             )
-        rows = [row[:limit] + [tokenizer.eos_token_id] for row in rows]
-        vectors = np.zeros((len(rows), self.config.hidden_size), dtype=np.float32)
-        for chosen, hidden, mask in last_states(self.model, rows, batch_size, show_progress_bar, **BOTH_WAYS):
-            vectors[chosen] = self.pool(hidden, mask).float().cpu().numpy()
-        if normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors[0] if single else vectors
+        return [row[:limit] + [tokenizer.eos_token_id] for row in rows]
 
     @torch.no_grad()
     def encode_words(

@@ -184,10 +184,15 @@ def split_at_gaps(text: str, gap_token: str) -> list[str | Gap]:
     return [*parts, written + text[end:]]
 
 
-def read_document(where: str, parts: str | list, gap_token: str, defaults: Gap, named: Mapping[str, Gap]) -> Document:
-    """Builds a document from a string with markers or a list of strings and gaps; raises if it has no clear gap."""
+def read_document(
+    where: str, parts: str | list, gap_token: str | None, defaults: Gap, named: Mapping[str, Gap]
+) -> Document:
+    """
+    Builds a document from a string with markers or a list of strings and gaps; raises if it has no clear gap. Without a
+    marker (`None`), a string is text, and a document needs no gap.
+    """
     if isinstance(parts, str):
-        parts = split_at_gaps(parts, gap_token)
+        parts = split_at_gaps(parts, gap_token) if gap_token else [parts]
     if not isinstance(parts, (list, tuple)):
         raise ValueError(f"{where}: {parts!r:.80} is neither a string nor a list of strings and Gaps.")
     texts, gaps = [""], []
@@ -199,13 +204,13 @@ def read_document(where: str, parts: str | list, gap_token: str, defaults: Gap, 
             check_text(where, part)
             texts[-1] += part
     names = [gap.name for gap in gaps if gap.name is not None]
-    if not gaps:
+    if not gaps and gap_token:
         raise ValueError(f"{where}: no gap. Mark one with {gap_token!r}, or use generate() to continue a text.")
     if not all(texts[1:-1]):
         raise ValueError(
             f"{where}: two gaps touch, so nothing says where one ends. Make them one, or put text between."
         )
-    if not any(texts):
+    if gaps and not any(texts):
         raise ValueError(f"{where}: no text around the gap. Use generate() to write from nothing.")
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: the gaps are named {names}: a name may be there once.")
@@ -252,11 +257,23 @@ def healed(text: str) -> str:
     return text[:-1] if text.endswith(" ") and len(text) > 1 else text
 
 
-def context_ids(document: Document, config, tokenizer) -> list[list[int]]:
-    """Token ids of each text; special tokens in them count as plain text."""
-    pieces = [healed(text) for text in document.texts[:-1]] + document.texts[-1:]
+def context_ids(document: Document, config, tokenizer, instruction: str | None = None) -> list[list[int]]:
+    """Token ids of each text; special tokens in them count as plain text. With an `instruction` (`""` for none), as
+    encode() reads them: after it, and before [EOS]."""
+    texts = [f"{instruction} {document.texts[0]}" if instruction else document.texts[0], *document.texts[1:]]
+    pieces = [healed(text) for text in texts[:-1]] + texts[-1:]
     first = start_ids(config, tokenizer) + text_ids(pieces[0], tokenizer)
-    return [first] + [continuation_ids(piece, tokenizer) for piece in pieces[1:]]
+    ids = [first] + [continuation_ids(piece, tokenizer) for piece in pieces[1:]]
+    if instruction is not None:
+        ids[-1].append(tokenizer.eos_token_id)
+    return ids
+
+
+def context_inputs(layouts: list[tuple], device) -> dict[str, torch.LongTensor]:
+    """The decoder's arguments for contexts, given [`Document.layout`] of each: (D, C), padded on the right."""
+    ids, mask = padded([ids for ids, _, _ in layouts], device)
+    positions, _ = padded([positions for _, positions, _ in layouts], device)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
 def continuation_ids(text: str, tokenizer) -> list[int]:
@@ -420,6 +437,7 @@ class Writer:
         config = generate_kwargs.get("generation_config") or model.generation_config
         self.model, self.tokenizer, self.generate_kwargs = model, tokenizer, generate_kwargs
         self.batch_size, self.join_tokens, self.details = batch_size, join_tokens, details
+        self.encoded, self.cache = {}, None  # rows of documents that encode() read, by id(), in its cache
         beams = generate_kwargs.get("num_beams", config.num_beams)
         self.beams = 1 if beams is None else beams
         self.is_static = generate_kwargs.get("cache_implementation", config.cache_implementation) == "static"
@@ -529,13 +547,11 @@ class Writer:
         # a document with several gaps is prefilled once
         documents = list({id(job.document): job.document for job in jobs}.values())
         layouts = [document.layout(self.offsets) for document in documents]
-        ids, mask = padded([ids for ids, _, _ in layouts], self.model.device)  # (D, C)
-        positions, _ = padded([positions for _, positions, _ in layouts], self.model.device)
-        if ids.shape[1] == 1:  # one token is fed again, and the cache must not be empty
-            ids, mask, positions = (torch.nn.functional.pad(values, (0, 1)) for values in (ids, mask, positions))
-        cache = DynamicCache()  # DynamicCache(config=...) would drop tokens outside a sliding window
-        inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-        self.model.model(ids, **inputs, attention_mode="bidirectional")
+        inputs = context_inputs(layouts, self.model.device)  # (D, C)
+        if inputs["input_ids"].shape[1] == 1:  # one token is fed again, and the cache must not be empty
+            inputs = {name: torch.nn.functional.pad(values, (0, 1)) for name, values in inputs.items()}
+        ids, mask, positions = inputs.values()
+        cache = self._prefilled(documents, inputs)
 
         number_of = {id(document): number for number, document in enumerate(documents)}
         rows = torch.tensor([number_of[id(job.document)] for job in jobs], device=ids.device)  # (R,)
@@ -571,6 +587,17 @@ class Writer:
         for number, (tokens, logprobs) in enumerate(zip(fills, each)):
             job = jobs[number // jobs[0].copies]
             yield job, self._finished(job, tokens, logprobs)
+
+    def _prefilled(self, documents: list[Document], inputs: dict) -> DynamicCache:
+        """Keys and values of contexts: a copy of what encode() returned, or from one bidirectional forward."""
+        cache = DynamicCache()  # DynamicCache(config=...) would drop tokens outside a sliding window
+        rows = [self.encoded.get(id(document)) for document in documents]
+        if None in rows:
+            self.model.model(**inputs, past_key_values=cache, attention_mode="bidirectional")
+        else:
+            for number, layer in enumerate(self.cache.layers):
+                cache.update(layer.keys[rows], layer.values[rows], number)
+        return cache
 
     def _expanded(self, cache: DynamicCache, rows, others, copies: int, longest: int):
         """
@@ -691,6 +718,7 @@ class InfillingMixin:
         gap_token: str = "<|gap|>",
         return_dict: bool = False,
         streamer=None,
+        context: dict | None = None,
         **generate_kwargs,
     ):
         r"""
@@ -728,6 +756,10 @@ class InfillingMixin:
             return_dict (`bool`, *optional*, defaults to `False`): Return [`InfillOutput`] instead of `str`.
             streamer (`BaseStreamer`, *optional*): As in `generate()`, for one text with one gap; with `TextStreamer`, pass
                 `skip_prompt=True`: the prompt is the reordered context.
+            context (`dict`, *optional*):
+                What `encode(inputs, tokenizer, return_cache=True)` returned for these texts: they are not read again
+                (except, in sequential order, for gaps after the first). A fill then sees what the vectors saw, the
+                instruction and [EOS] included. It is not modified and serves any number of calls.
             generate_kwargs: Other arguments of `generate()` (`do_sample`, `num_beams`, `stopping_criteria`, ...). With
                 `cache_implementation="static"` it may compile the model, as generate() does on a GPU.
 
@@ -737,7 +769,7 @@ class InfillingMixin:
 
         Raises:
             `ValueError`: no gap, touching gaps, no text around a gap, a length that is not positive or does not fit
-            into `max_position_embeddings` or a trained offset.
+            into `max_position_embeddings` or a trained offset; a `context` of other texts or lengths.
 
         Example:
 
@@ -754,8 +786,13 @@ class InfillingMixin:
         """
         _check_call(self, order, gap_token, generate_kwargs, batch_size=batch_size, join_tokens=join_tokens)
         defaults = Gap(length, self._budget(max_new_tokens), min_new_tokens, stop=stop)
-        documents, single = self._read_inputs(inputs, tokenizer, defaults, gaps or {}, gap_token)
+        instruction = None if context is None else context["instruction"]
+        documents, single = self._read_inputs(inputs, tokenizer, defaults, gaps or {}, gap_token, instruction)
         writer = Writer(self, tokenizer, generate_kwargs, batch_size, join_tokens, return_dict)
+        if context is not None:
+            _check_context(context, documents, writer.offsets)
+            writer.encoded = {id(document): row for row, document in enumerate(documents)}
+            writer.cache = context["past_key_values"]
         copies = _checked_copies(writer, num_candidates, num_return_sequences)
         if streamer is not None:
             all_gaps = [gap for document in documents for gap in document.gaps]
@@ -846,23 +883,44 @@ class InfillingMixin:
             outputs.append(scored.output())
         return outputs[0] if single else outputs
 
-    def _read_inputs(self, inputs, tokenizer, defaults, named, gap_token) -> tuple[list[Document], bool]:
+    def _encode_contexts(self, texts, tokenizer, instruction, batch_size) -> tuple[torch.Tensor, dict, bool]:
+        """For encode(): last hidden states (N, L, d), their context, and whether it was a single text."""
+        check_positive("batch_size", batch_size)
+        defaults = Gap("auto", self._budget(None), 1)
+        documents, single = self._read_inputs(texts, tokenizer, defaults, {}, None, instruction)
+        if not 0 < len(documents) <= batch_size:
+            raise ValueError(
+                f"return_cache=True reads all texts at once, from 1 to batch_size={batch_size}, not {len(documents)}: "
+                "their keys and values stay in memory. Pass fewer texts, or a larger batch_size."
+            )
+        offsets = sorted(self.config.infill_free_offsets)
+        context = context_inputs([document.layout(offsets) for document in documents], self.device)
+        context["past_key_values"] = DynamicCache()
+        hidden = self.model(**context, attention_mode="bidirectional").last_hidden_state
+        return hidden, context | {"instruction": instruction}, single
+
+    def _read_inputs(
+        self, inputs, tokenizer, defaults, named, gap_token, instruction=None
+    ) -> tuple[list[Document], bool]:
         check_tokenizer(tokenizer, self.config)
+        argument = "inputs" if gap_token else "texts"
         if not isinstance(inputs, (str, list, tuple)):
             raise ValueError(
-                f"inputs={inputs!r:.80}: must be a string, a list of strings and Gaps, or a list of these."
+                f"{argument}={inputs!r:.80}: must be a string, a list of strings and Gaps, or a list of these."
             )
         if not isinstance(named, Mapping) or not all(isinstance(gap, Gap) for gap in named.values()):
             raise ValueError(f"gaps={named!r}: must map the names of gaps to Gap objects.")
         single = isinstance(inputs, str) or any(isinstance(part, Gap) for part in inputs)
         batch = [inputs] if single else list(inputs)
-        documents = [read_document(f"inputs[{n}]", item, gap_token, defaults, named) for n, item in enumerate(batch)]
+        documents = [
+            read_document(f"{argument}[{n}]", item, gap_token, defaults, named) for n, item in enumerate(batch)
+        ]
         known = {gap.name for document in documents for gap in document.gaps}
         if documents and set(named) - known:
             raise ValueError(f"gaps: no gap is named {[*set(named) - known]}; there are {sorted(known - {None})}.")
         for number, document in enumerate(documents):
-            document.ids = context_ids(document, self.config, tokenizer)
-            where = f"inputs[{number}]"
+            document.ids = context_ids(document, self.config, tokenizer, instruction)
+            where = f"{argument}[{number}]"
             if not document.ids[0]:
                 raise ValueError(
                     f"{where}: begins with a gap, and this tokenizer puts no token before a text that could predict its "
@@ -952,6 +1010,22 @@ def _check_call(model, order: str, gap_token: str, generate_kwargs: dict, **posi
         raise ValueError(f"cache_implementation={cache!r}: must be 'dynamic' or 'static'.")
     if cache == "static" and model.model.window is not None:
         raise ValueError("cache_implementation='static': a sliding window needs the default; leave it out.")
+
+
+def _check_context(context: dict, documents: list[Document], offsets: list[int]) -> None:
+    """Raises `ValueError` unless encode() read just these documents: another context would give other fills."""
+    masks = context["attention_mask"].bool()
+    given = [
+        context[name][row][mask].tolist() for row, mask in enumerate(masks) for name in ("input_ids", "position_ids")
+    ]
+    wanted = [values for document in documents for values in document.layout(offsets)[:2]]
+    if given != wanted:
+        same = [a == b for a, b in zip(given, wanted)]
+        number = (same.index(False) if False in same else len(same)) // 2
+        raise ValueError(
+            f"context: its row {number} is not inputs[{number}]. Pass encode() and infill() the same texts in the same order, "
+            "with gaps of the same lengths, or leave the context out."
+        )
 
 
 def _check_prefix(where: str, document: Document, gap: int, options: Gap, tokenizer) -> None:

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# The paper's tables on SmolLM2-135M: MAGNET, its rivals with the same base, texts, rows and rank, ablations with a third of that,
+# and runs/reproduce_smollm2/report.
+#
+#   OPEN_TEXT=open-text PAIRS=pairs EVAL=test-sets examples/reproduce_smollm2.sh
+#   DRY_RUN=1 examples/reproduce_smollm2.sh     every command on the tiny model of the tests
+#
+# OPEN_TEXT  wiki-2018, textbooks, novels, tales, tinystories, each .txt.gz: a document per line
+# PAIRS      onestopenglish, wiki_turkcorpus, wiki_split, e2e_restaurants, each .tsv.gz: a sentence and its paraphrase per line
+# EVAL       the test sets, by the names that magnet evaluate --help lists
+# RIVALS     further systems, such as "fim-qwen=QWEN2.5-CODER-0.5B encoder-mpnet=MPNET encoder-minilm=MINILM encoder-bge=BGE"
+# JUDGE      a language model for join bits that is none of the systems
+#
+# Repeat the command to resume: what is done is skipped. A step takes 11 s on two CPU cores, so MAGNET and each control about three
+# hours, and the ablations about five together.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source examples/reproduce_common.sh
+
+POINTS="100 200" CURVE="200 400 600 800" SAVED="--save_steps 100 --save_total_limit 9"
+TEXTS=() PARAPHRASES=()
+if [ -n "${DRY_RUN:-}" ]; then
+  POINTS="1 2" CURVE="1 2"
+else
+  BASE=${BASE:-runs/smollm2-base}
+  for source in wiki-2018.txt.gz=20700:5500 textbooks.txt.gz=24:2000 novels.txt.gz=16000:2500 tales.txt.gz=571:4000 \
+    tinystories.txt.gz=2286; do
+    TEXTS+=(--source "${OPEN_TEXT:?names a folder of open text}/$source")
+  done
+  for source in onestopenglish=4245 wiki_turkcorpus=4644 wiki_split=3000 e2e_restaurants=600; do
+    PARAPHRASES+=(--source "${PAIRS:?names a folder of paraphrases}/${source/=/.tsv.gz=}")
+  done
+  : "${EVAL:?names the folder of the test sets}"
+fi
+
+# ------------------------------------------------------------------------------------------------------- base and data
+once "$BASE" magnet fetch smollm2-135m --output_dir "$BASE"
+once "$RUNS/texts.txt" python examples/prepare_open_text.py --output_file "$RUNS/texts.txt" "${TEXTS[@]}" \
+  --stories "$TRAIN" --copies 4
+once "$RUNS/pairs.jsonl" python examples/prepare_pairs.py --output_file "$RUNS/pairs.jsonl" "${PARAPHRASES[@]}" \
+  --stories "$TRAIN"
+test_sets
+
+# ------------------------------------------------------------------------------------------------------------- training
+# Two phases for every system: 800 steps of 16 rows, then 150 steps of 16 rows and 64 pairs; a rank of 32 on all projections.
+first() { # NAME FLAGS...
+  train "$1" --config smollm2 --model_name_or_path "$BASE" --train_file "$RUNS/texts.txt" "${@:2}"
+}
+second() { # NAME CHECKPOINT FLAGS...
+  train "$1" --config smollm2_sscl --model_name_or_path "$2" --train_file "$RUNS/texts.txt" \
+    --pairs_file "$RUNS/pairs.jsonl" "${@:3}"
+}
+
+first magnet-1 $SAVED
+second magnet "$RUNS/magnet-1"
+# the same weights with the adapter on in causal mode, as in the paper
+once "$RUNS/magnet-paper" magnet export --model_name_or_path "$RUNS/magnet" --form merged --output_dir "$RUNS/magnet-paper"
+
+# causal-LM: each row is one span
+CAUSAL="--all_span_ratio 1 --causal_adapter true --lambda_mntp 0"
+first causal-1 $CAUSAL
+second causal "$RUNS/causal-1" $CAUSAL --lambda_sscl 0
+# and with sentence pairs, all of it with causal attention
+TRAINER="python examples/reproduce_contrastive.py" second causal-contrastive "$RUNS/causal-1" $CAUSAL
+
+# fill-in-the-middle; a tenth of the rows stays as it is, as in MAGNET's first phase
+FIM="--fim_ratio 0.9 --all_span_ratio 0.1 --max_spans 1 --gap_layout exact --clean_context_ratio 0 --causal_adapter true
+  --lambda_mntp 0 --lambda_sscl 0"
+first fim-1 $FIM
+second fim "$RUNS/fim-1" $FIM
+
+# LLM2Vec: MNTP, then SimCSE with the first sentences of the pairs
+MNTP="--lambda_mntp 1 --lambda_msg 0 --max_spans 0 --all_span_ratio 0 --gap_layout exact"
+ONLY_PAIRS="--lambda_mntp 0 --lambda_msg 0 --mask_ratio 0 --max_spans 0 --gap_layout exact"
+first llm2vec-mntp $MNTP --causal_adapter true --pooling mean --representation_prompt "" $SAVED
+second llm2vec "$RUNS/llm2vec-mntp" $ONLY_PAIRS --positives dropout --sscl_dropout 0.3 --temperature 0.05
+
+# ablations (Table 9), and MTP against MNTP (Figure 6), with a third of both phases
+THIRD="--max_steps 267" LAST="--max_steps 50"
+first mntp-1 $MNTP $THIRD $SAVED
+first mtp $MNTP --mask_objective mtp $THIRD $SAVED
+first msg-1 --lambda_mntp 0 --mask_ratio 0 $THIRD
+first all-1 $THIRD
+second magnet-mntp "$RUNS/mntp-1" $MNTP --lambda_sscl 0 $LAST
+second magnet-sscl "$BASE" $ONLY_PAIRS $LAST
+second magnet-mntp-msg "$RUNS/all-1" --lambda_sscl 0 $LAST
+second magnet-sscl-msg "$RUNS/msg-1" --lambda_mntp 0 --mask_ratio 0 $LAST
+second magnet-all "$RUNS/all-1" $LAST
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+# One report, which holds the results of all these commands.
+OURS="--model magnet=$RUNS/magnet"
+if has "*arc_easy.jsonl"; then # first of all: is the base what its authors published?
+  evaluate knowledge --model base="$BASE"
+  evaluate knowledge $OURS --baseline $(named magnet-paper)
+fi
+evaluate infill repetition $OURS --baseline $(named magnet-paper)
+evaluate sts norms $(if has "*conll*/valid.txt"; then echo words; fi) $OURS --baseline \
+  $(named magnet-mntp magnet-sscl magnet-mntp-msg magnet-sscl-msg magnet-all)
+
+# Figures 5 and 6: a system per training step
+for step in $CURVE; do
+  once "$RUNS/paper-$step" magnet export --model_name_or_path "$RUNS/magnet-1/checkpoint-$step" --form merged \
+    --output_dir "$RUNS/paper-$step"
+done
+evaluate repetition $OURS --baseline \
+  $(for n in $CURVE; do echo "magnet-paper-$n=$RUNS/paper-$n llm2vec-mntp-$n=$RUNS/llm2vec-mntp/checkpoint-$n"; done)
+evaluate mtp $OURS --baseline \
+  $(for n in $POINTS; do echo "mtp-$n=$RUNS/mtp/checkpoint-$n magnet-mntp-$n=$RUNS/mntp-1/checkpoint-$n"; done)
+
+evaluate all $OURS --baseline base="$BASE" $(named causal causal-contrastive fim llm2vec-mntp llm2vec) ${RIVALS:-}
+finish
