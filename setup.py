@@ -62,6 +62,8 @@ setup(
     ],
     extras_require={
         "quantized": ["bitsandbytes>=0.48"],
+        "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7", "openvino>=2026.4"],
+        "scale": ["ray[data]>=2.60"],
         "space": ["gradio>=6.31,<7", "playwright>=1.65"],
         "eval": ["lm-eval>=0.4.9", "mteb>=2.0", "rouge-score>=0.1.2", "seqeval>=1.2.2"],
         "dev": [

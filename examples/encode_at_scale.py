@@ -1,6 +1,6 @@
 """Embeds the texts in parquet files, or fills their gaps, on one or many machines with Ray Data.
 
-pip install 'ray[data]>=2.55'
+pip install 'ray[data]>=2.60'
 python examples/encode_at_scale.py --input texts/ --output vectors/ --workers 4
 python examples/encode_at_scale.py --task infill --input stories/ --output filled/ --workers 8 --gpus_per_worker 1
 

@@ -42,7 +42,7 @@ once "$RUNS/pairs.jsonl" python examples/prepare_pairs.py --output_file "$RUNS/p
 test_sets
 
 # ------------------------------------------------------------------------------------------------------------- training
-# Two phases for every system: 800 steps of 16 rows, then 150 steps of 16 rows and 64 pairs; a rank of 32 on all projections.
+# Two phases for every system: 800 steps of 16 rows, then 90 steps of 8 rows and 40 pairs; a rank of 32 on all projections.
 first() { # NAME FLAGS...
   train "$1" --config smollm2 --model_name_or_path "$BASE" --train_file "$RUNS/texts.txt" "${@:2}"
 }
@@ -76,7 +76,7 @@ first llm2vec-mntp $MNTP --causal_adapter true --pooling mean --representation_p
 second llm2vec "$RUNS/llm2vec-mntp" $ONLY_PAIRS --positives dropout --sscl_dropout 0.3 --temperature 0.05
 
 # ablations (Table 9), and MTP against MNTP (Figure 6), with a third of both phases
-THIRD="--max_steps 267" LAST="--max_steps 50"
+THIRD="--max_steps 267" LAST="--max_steps 30"
 first mntp-1 $MNTP $THIRD $SAVED
 first mtp $MNTP --mask_objective mtp $THIRD $SAVED
 first msg-1 --lambda_mntp 0 --mask_ratio 0 $THIRD

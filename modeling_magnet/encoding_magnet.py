@@ -220,12 +220,27 @@ class EncodingMixin:
 def last_states(decoder, rows: list[list[int]], batch_size: int, show_progress_bar: bool | None = None, **inputs):
     """Yields (row numbers, last hidden states (b, L, d), mask (b, L)), longest rows first to reduce padding."""
     check_positive("batch_size", batch_size)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = batches_of_like_length([len(row) for row in rows], batch_size)
     hide = len(batches) <= 4 if show_progress_bar is None else not show_progress_bar
     for chosen in tqdm(batches, desc="encode", disable=hide):
         ids, mask = padded([rows[i] for i in chosen], decoder.device)
         yield chosen, decoder(input_ids=ids, attention_mask=mask, **inputs).last_hidden_state, mask
+
+
+ENOUGH_TOKENS = 512  # a forward of fewer costs more than the padding that it saves
+
+
+def batches_of_like_length(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Row numbers of each forward, longest rows first: at most `batch_size`, and none that would be more than a tenth
+    padding once there are enough tokens."""
+    batches = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        width = lengths[batches[-1][0]] if batches else 0
+        is_full = not batches or len(batches[-1]) == batch_size
+        if is_full or (lengths[row] < 0.9 * width and len(batches[-1]) * width >= ENOUGH_TOKENS):
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def pooled(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:

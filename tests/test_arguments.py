@@ -15,7 +15,7 @@ from magnet_train.settings.arguments import ModelArguments, ViewArguments
 from magnet_train.settings.recipes import AUTO, NAMES, RECIPES, configuration, parse, read_recipe, recipe_names
 
 BASE = ["--model_name_or_path", "base", "--train_file", "texts.txt"]
-WITH_MODEL = ("demo", "magnet_tiny")  # recipes of runs in this repository, which name model and data
+WITH_MODEL = ("smollm2", "smollm2_sscl")  # recipes of the shipped model, which name base and data
 
 
 def parse_recipe(name, tmp_path, *flags):

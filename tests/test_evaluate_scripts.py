@@ -52,16 +52,16 @@ def test_systems_have_the_same_budget(tmp_path):
             name = re.search(r"--output_dir \S*/(\S+)", command)[1]
             flags = shlex.split(command.split(" --max_steps 2 ")[0])[2:]  # without those of a dry run
             model, _, views, training = parse([*flags, "--use_cpu"])
-            rows = training.per_device_train_batch_size, training.gradient_accumulation_steps, views.max_length
+            rows = training.gradient_accumulation_steps, views.max_length
             pairs = training.per_device_pair_batch_size if training.lambda_sscl else 0
-            assert (model.lora_r, len(model.lora_target_modules), rows) == (32, 7, (16, 1, 256))
-            budgets[name] = training.max_steps, pairs
+            assert (model.lora_r, len(model.lora_target_modules), rows) == (32, 7, (1, 256))
+            budgets[name] = training.max_steps, training.per_device_train_batch_size, pairs
     first, second = {"magnet-1", "causal-1", "fim-1", "llm2vec-mntp"}, {"causal-contrastive", "magnet", "llm2vec"}
-    expected = dict.fromkeys(first, (800, 0)) | dict.fromkeys(second, (150, 64))
-    expected |= {"causal": (150, 0), "fim": (150, 0)}
-    expected |= dict.fromkeys(("mntp-1", "mtp", "msg-1", "all-1"), (267, 0))
-    expected |= dict.fromkeys(("magnet-mntp", "magnet-mntp-msg"), (50, 0))
-    assert budgets == expected | dict.fromkeys(("magnet-sscl", "magnet-sscl-msg", "magnet-all"), (50, 64))
+    expected = dict.fromkeys(first, (800, 16, 0)) | dict.fromkeys(second, (90, 8, 40))
+    expected |= {"causal": (90, 8, 0), "fim": (90, 8, 0)}
+    expected |= dict.fromkeys(("mntp-1", "mtp", "msg-1", "all-1"), (267, 16, 0))
+    expected |= dict.fromkeys(("magnet-mntp", "magnet-mntp-msg"), (30, 8, 0))
+    assert budgets == expected | dict.fromkeys(("magnet-sscl", "magnet-sscl-msg", "magnet-all"), (30, 8, 40))
 
 
 def test_the_contrastive_control_reads_pairs_causally(tmp_path, monkeypatch):

@@ -91,10 +91,14 @@ def special_tokens(config, tokenizer) -> SpecialTokens:
 def _crop(ids, sentence_starts, rng):
     """Crops to at least half of the text: in rows of fixed length, the number of context tokens would reveal the gap's
     length."""
-    n = len(ids)
-    kept = int(rng.integers((n + 1) // 2, n + 1))
-    first = int(rng.integers(0, n - kept + 1))
+    kept = cropped_length(len(ids), rng)
+    first = int(rng.integers(0, len(ids) - kept + 1))
     return ids[first : first + kept], sentence_starts[first : first + kept]
+
+
+def cropped_length(n: int, rng) -> int:
+    """The first draw of a view, so that its length can be known without the view."""
+    return int(rng.integers((n + 1) // 2, n + 1))
 
 
 def _causal_view(ids) -> View:

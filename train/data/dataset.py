@@ -6,9 +6,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_magnet.encoding_magnet import padded
 
-from ..views import IGNORE, SpecialTokens, sample_view
+from ..views import IGNORE, SpecialTokens, cropped_length, sample_view
 from .blocks import Text
 from .pairs import PairDeck
+
+SORTED_STEPS = 200  # steps among which rows are sorted by length; 50 in transformers pad twice as much
 
 
 class MagnetDataset(torch.utils.data.Dataset):
@@ -33,6 +35,13 @@ class MagnetDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def length(self, index: int) -> int:
+        """Tokens of a row in this epoch, without its start token and without drawing its view."""
+        n = len(self.texts[index].ids)
+        if not self.view_settings.vary_length:
+            return n
+        return cropped_length(n, np.random.default_rng((self.seed, self.epoch, index)))
 
     def __getitem__(self, index: int) -> dict:
         epoch = self.epoch
@@ -81,11 +90,12 @@ class LengthGroups(torch.utils.data.Sampler):
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
-        lengths = [len(text.ids) for text in self.dataset.texts]
-        order = get_length_grouped_indices(lengths, self.size, generator=generator)
+        lengths = [self.dataset.length(index) for index in range(len(self))]
+        together = max(min(len(lengths) // self.size, SORTED_STEPS), 1)
+        order = get_length_grouped_indices(lengths, self.size, together, generator)
         steps = [order[i : i + self.size] for i in range(0, len(order), self.size)]
         whole = len(order) // self.size  # the remainder stays at the end, where it may be dropped
-        # transformers orders every fifty steps from long rows to short ones, which would be a schedule
+        # they are sorted from long rows to short ones, which would be a schedule
         shuffled = torch.randperm(whole, generator=generator).tolist() + list(range(whole, len(steps)))
         return iter([row for number in shuffled for row in steps[number]])
 
