@@ -1,6 +1,8 @@
-"""What is counted, not timed: the same on every machine. tests/test_counts.py holds each figure to its target.
+"""What is counted, not timed: the same on every machine.
 
-python benchmarks/counts.py
+    python benchmarks/counts.py
+
+tests/test_counts.py holds the figures of a training step and of length-grouped batches to their targets.
 """
 
 import numpy as np

@@ -142,11 +142,6 @@ def main(python: str, layers: int = 8, hidden: int = 512, mixed: int = 96, short
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="the python of LLM2Vec's environment")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--texts", type=int, nargs=2, default=(96, 192), metavar=("MIXED", "SHORT"))
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    answers = main(args.python, args.layers, args.hidden, *args.texts, args.repeats)
+    answers = main(parser.parse_args().python)
     OUT.write_text(json.dumps(answers, indent=1) + "\n", encoding="utf-8")
     show(answers)

@@ -10,10 +10,10 @@ from infill import words
 
 from modeling_magnet import Gap
 
-WAYS = {  # name: what reads again, what reads once
-    "encode(), infill()": ("encode, infill", "encode once, infill"),
-    "encode(), a continuation": ("encode, continue", "encode once, continue"),
-    "one more fill": ("infill", "another fill"),
+WAYS = {  # what is compared: the two calls
+    "encode() and infill(), the text read twice / once": ("encode, infill", "encode once, infill"),
+    "encode() and a continuation, the text read twice / once": ("encode, continue", "encode once, continue"),
+    "one more fill, the text read again / not": ("infill", "another fill"),
     "encode(), without / with return_cache": ("encode", "encode with cache"),
 }
 
@@ -50,9 +50,9 @@ def main(layers: int = 8, hidden: int = 512, contexts=(256, 1024), span: int = 8
     for size in contexts:
         seconds = in_a_fork(timed, layers, hidden, size, span, repeats)
         shape = f"{layers} layers of {hidden}, LoRA, context {size}, gap of {span}"
-        for name, (again, once) in WAYS.items():
-            how = f"time: {name}, the text read again / once"
-            answers.append(row("encode once, use twice", shape, how, *compared(seconds, again, once), None))
+        for how, (one, other) in WAYS.items():
+            ratio = compared(seconds, one, other)
+            answers.append(row("encode once, use twice", shape, f"time: {how}", *ratio, None))
     return answers
 
 

@@ -40,7 +40,7 @@ LLAMA2_7B = {
     "span": 64,
     "attention": {"layers": 4, "lengths": (512, 2048, 8192), "tokens": 16384},
 }
-TINY = LLAMA2_7B | {
+TINY = {
     "model": {"layers": 2, "hidden": 64, "intermediate_size": 172, "max_position_embeddings": 1024},
     "rows": 2,
     "length": 32,

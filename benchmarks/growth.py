@@ -9,11 +9,10 @@ range those of neighbouring sizes. The last rows say on paper what that means fo
 import numpy as np
 import torch
 from common import in_a_fork, load_tokenizer, magnet, peak_mib, random_llama, row, show, side_by_side
-from infill import Case, words
+from infill import Case, with_gaps, words
 from train_step import Step, random_batch
 
 from magnet_train.settings.precision import gemm_rate
-from modeling_magnet import Gap
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 H200 = 0.5 * 790e12  # FLOP/s: half of what its matrix products reach in bfloat16
@@ -49,8 +48,7 @@ def infill_length(size: int):
 
 def infill_gaps(gaps: int):
     model, tokenizer = embedder(), load_tokenizer()
-    pieces = [words(256 // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
-    parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=16), piece)]
+    parts = with_gaps(256, gaps, 16, tokenizer)
     return lambda: model.infill(parts, tokenizer, order="parallel")
 
 

@@ -29,6 +29,12 @@ def words(count: int, tokenizer, seed: int = 0) -> str:
     return "".join(" " + word for word in random.Random(seed).choices(whole, k=count))
 
 
+def with_gaps(size: int, gaps: int, span: int, tokenizer) -> list:
+    """A text of about `size` tokens with `gaps` gaps of `span` tokens: texts and [`Gap`]s in turn, as infill() takes them."""
+    pieces = [words(size // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
+    return [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=span), piece)]
+
+
 class Case:
     """A context of `size` tokens with a gap of `span` tokens in its middle, and the ways to fill it."""
 
@@ -123,8 +129,8 @@ def against_generate(models, tokenizer, size: int, span: int, repeats: int) -> d
 
 def orders(model, tokenizer, size: int, span: int, gaps: int, repeats: int) -> dict:
     """K gaps: all at once, one after another, and one call each."""
-    pieces = [words(size // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
-    parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=span), piece)]
+    parts = with_gaps(size, gaps, span, tokenizer)
+    pieces = parts[::2]
     lefts = ["".join(pieces[: n + 1]) for n in range(gaps)]
     rights = ["".join(pieces[n + 1 :]) for n in range(gaps)]
     calls = {
@@ -163,18 +169,14 @@ def candidates(model, tokenizer, size: int, count: int, repeats: int) -> dict:
 
 def gap_memory(llama, tokenizer, size: int, span: int, gaps: int, cache: str) -> dict:
     """Resident peak of a parallel call over the model, and the formula of docs/infill.md."""
-    model = magnet(llama, 16)
-    pieces = [words(size // (gaps + 1), tokenizer, n) for n in range(gaps + 1)]
-    parts = [pieces[0]] + [part for piece in pieces[1:] for part in (Gap(length=span), piece)]
+    model, parts = magnet(llama, 16), with_gaps(size, gaps, span, tokenizer)
 
     def build():
         model.infill(["A", Gap(length=2), " b"], tokenizer)  # one-time allocations
         return lambda: model.infill(parts, tokenizer, order="parallel", cache_implementation=cache)
 
-    config, context = (
-        model.config,
-        1 + sum(len(tokenizer(each, add_special_tokens=False)["input_ids"]) for each in pieces),
-    )
+    config = model.config
+    context = 1 + sum(len(tokenizer(each, add_special_tokens=False)["input_ids"]) for each in parts[::2])
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     formula = per_token * (gaps * (context + span) + context) / 2**20
     return {"gaps": gaps, "context": context, "cache": cache, "peak_mib": peak_mib(build), "formula_mib": formula}
@@ -245,10 +247,7 @@ def main(layers=8, hidden=512, contexts=(64, 256, 1024), span=SPAN, repeats=3, k
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure anew")
     args = parser.parse_args()
-    found = measured(args.parts, 8, 512, args.contexts, SPAN, args.repeats)
-    save(found)
+    save(measured(args.parts, 8, 512, [64, 256, 1024], SPAN, repeats=5))
     show(rows(json.loads(OUT.read_text(encoding="utf-8"))))

@@ -17,7 +17,7 @@ import matplotlib
 from common import ROOT, in_a_fork
 
 SCRIPTS = "counts loss train_step contrastive smollm2 encode encode_once infill adapter_gate loading growth".split()
-ELSEWHERE = {"encode_llm2vec": "encode_llm2vec.json", "gpu": "gpu.json"}  # written by hand-started runs, if there are
+ELSEWHERE = {"encode_llm2vec": "encode_llm2vec.json", "gpu": "gpu.json"}  # of runs started by hand, if there were any
 DOCS = ROOT / "docs"
 MEASURED = DOCS / "measured"
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers")
@@ -84,16 +84,15 @@ def render(report: dict) -> str:
     open_ = [each for each in rows if each["target"] and each["ratio"] is None]
     lines = [
         INTRO,
-        ", ".join(f"{name} {value}" if name != "cpu" else value for name, value in report["machine"].items()),
+        ", ".join(f"{name} {value}" if name != "cpu" else value for name, value in report["machine"].items()) + ".",
+        "",
     ]
-    lines[-1] += ".\n"
     lines += [f"**{reached} of {len(judged)} targets are reached**, {len(open_)} could not be measured.", ""]
     lines += ["![How far each figure is past its target](performance.png)", ""]
     for group in report["groups"]:
-        lines += [f"## {group['title']}", "", *table(group["rows"]), "", f"`benchmarks/{group['script']}.py`"]
-        if "seconds" in group:
-            lines[-1] += f", {group['seconds']:.0f} s"
-        lines += [""]
+        spent = f", {group['seconds']:.0f} s" if "seconds" in group else ""
+        lines += [f"## {group['title']}", "", *table(group["rows"]), ""]
+        lines += [f"`benchmarks/{group['script']}.py`{spent}", ""]
         if any("curve" in each for each in group["rows"]):
             lines += ["![Time and memory against size, log-log](performance_growth.png)", ""]
     return "\n".join(lines)
@@ -185,21 +184,19 @@ def growth_chart(report: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=SCRIPTS, default=SCRIPTS, help="the scripts to run")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="where the report goes")
     args = parser.parse_args()
     matplotlib.use("Agg")
-    path = args.docs / "measured" / "performance.json"
+    path = MEASURED / "performance.json"
 
     def write(report: dict) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machine": machine(), "groups": []}
     report = elsewhere(measure(args.only, report, write))
     write(report)
-    (args.docs / "performance.md").write_text(render(report), encoding="utf-8")
-    chart(report, args.docs / "performance.png")
-    growth_chart(report, args.docs / "performance_growth.png")
+    (DOCS / "performance.md").write_text(render(report), encoding="utf-8")
+    chart(report, DOCS / "performance.png")
+    growth_chart(report, DOCS / "performance_growth.png")
 
 
 if __name__ == "__main__":

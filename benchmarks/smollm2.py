@@ -42,10 +42,10 @@ def rates(
     with FlopCounterMode(display=False) as counter:
         step()
     wide = torch.randn(shape["hidden_size"], shape["intermediate_size"], dtype=dtype)
-    states, product = torch.randn(rows * length, shape["hidden_size"], dtype=dtype), 50
-    calls = {"step": step, "gemm": lambda: [states @ wide for _ in range(product)]}
+    states, products = torch.randn(rows * length, shape["hidden_size"], dtype=dtype), 50
+    calls = {"step": step, "gemm": lambda: [states @ wide for _ in range(products)]}
     seconds = side_by_side(calls, repeats, time.perf_counter)
-    gemm = 2 * product * rows * length * wide.numel()
+    gemm = 2 * products * rows * length * wide.numel()
     return [counter.get_total_flops() / each for each in seconds["step"]], [gemm / each for each in seconds["gemm"]]
 
 

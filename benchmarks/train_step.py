@@ -117,7 +117,7 @@ def main(layers: int = 4, hidden: int = 512, rows: int = 2, length: int = 512, p
     batch = random_batch(rows, length, pairs)
     shape = f"{layers} layers of {hidden}; {rows} x {length} tokens, {pairs} pairs of {PAIR_LENGTH}"
     fast, why = bf16_is_faster(use_cpu=True)
-    answers, seconds = [], {}
+    answers = []
     for bf16, name, least in ((False, "float32", ">= 1.35"), (True, "bfloat16", ">= 1.7")):
         question = f"joint training step, {name}"
         if bf16 and not fast:

@@ -4,6 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from .systems import System
+
 
 @dataclass
 class Claim:
@@ -31,7 +33,7 @@ class Claim:
     system: str = ""
 
     def keeps(self, estimate) -> bool:
-        low, high = estimate.interval or (-math.inf, math.inf) if self.rival else [estimate.value] * 2
+        low, high = (estimate.interval or (-math.inf, math.inf)) if self.rival else (estimate.value, estimate.value)
         return (self.least is None or low > self.least) and (self.most is None or high < self.most)
 
 
@@ -142,8 +144,9 @@ def _compared(claim, pivot, row):
             if not claim.rival:
                 yield column, "", pivot.cells[row][column]
             for rival in pivot.cells:
-                step = re.search(r"-\d+(,|$)", rival)  # a point of a curve is no rival
-                if claim.rival and rival != row and not step and re.fullmatch(claim.rival, rival):
+                if not claim.rival or rival == row or not re.fullmatch(claim.rival, rival):
+                    continue
+                if System(rival.split(",")[0]).step is None:  # a point of a curve is no rival
                     if (estimate := pivot.compared(row, rival, column)) is not None:
                         yield column, rival, estimate
 

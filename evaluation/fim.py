@@ -13,7 +13,7 @@ from .scoring import GapExample
 from .systems import System, is_adapted
 
 OWN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")  # Qwen2.5-Coder's
-ENDS = ("<|endoftext|>", *OWN, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")  # as its authors stop generation
+ENDS = ("<|endoftext|>", *OWN, "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")  # where its authors stop generation
 
 
 @dataclass

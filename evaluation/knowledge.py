@@ -2,7 +2,7 @@
 
 The default tasks are ARC-easy from `arc_easy.jsonl` and the lm-eval task files (`lm_eval/*.yaml`) in the data folder;
 `--tasks hellaswag arc_easy arc_challenge mmlu bbh_fewshot nq_open` downloads lm-eval's own. With the gated adapter, every
-answer equals the base's. Published of SmolLM2-135M-Instruct (lm-eval, 0-shot): HellaSwag 42.99, ARC-easy 54.12,
+answer equals the base's. Published for SmolLM2-135M-Instruct (lm-eval, 0-shot): HellaSwag 42.99, ARC-easy 54.12,
 ARC-challenge 27.73, PIQA 66.92.
 """
 

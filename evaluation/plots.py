@@ -6,6 +6,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
+from .systems import System
+
 matplotlib.rcParams |= {
     "svg.fonttype": "none",
     "svg.hashsalt": "magnet",
@@ -115,11 +117,11 @@ def by_step(results: list, column: str) -> dict[str, list[tuple]]:
     """A column over training steps, one curve per system family and way."""
     curves = {}
     for result in results:
-        stem, _, step = result.system.rpartition("-")
-        for figure in result.figures if step.isdigit() else ():
+        stem, step = result.system.rpartition("-")[0], System(result.system).step
+        for figure in result.figures if step is not None else ():
             if f"{figure.data}: {figure.measure}" == column:
                 name = f"{stem}, {figure.way}" if figure.way else stem
-                curves.setdefault(name, []).append((int(step), *ends(figure.estimate)))
+                curves.setdefault(name, []).append((step, *ends(figure.estimate)))
     return {name: sorted(points) for name, points in curves.items()}
 
 
@@ -141,22 +143,22 @@ def overview(content: dict) -> Canvas | None:
     Returns:
         `None` unless all three were evaluated.
     """
-    canvas = Canvas(figsize=(13, 2.6), layout="constrained")
+    canvas, systems = Canvas(figsize=(13, 2.6), layout="constrained"), systems_shown(content)
     for axes, (title, table, measure, way, better) in zip(canvas.subplots(1, len(PANELS)), PANELS):
-        rows = [row for row in content["figures"] if row["table"] == table and way in row["way"]]
-        rows = [row for row in rows if row["measure"] == measure and row["system"] in systems_shown(content)]
-        averages = [
-            row for row in content["averages"] if row["table"] == table and row["system"] in systems_shown(content)
+        rows = [row for row in content["averages"] if row["table"] == table and row["system"] in systems]
+        rows = rows or [
+            row
+            for row in content["figures"]
+            if (row["table"], row["measure"]) == (table, measure) and way in row["way"] and row["system"] in systems
         ]
-        rows = averages or rows
         if not rows:
             return None
         data = "ROC" if any(row["data"] == "ROC" for row in rows) else rows[0]["data"]
-        best = {}
+        ways = {}
         for row in rows:
             if row["data"] == data:
-                kept = best.setdefault(row["system"].split("-")[0], row)
-                best[row["system"].split("-")[0]] = better(kept, row, key=lambda each: each["value"])
+                ways.setdefault(row["system"].split("-")[0], []).append(row)
+        best = {kind: better(each, key=lambda row: row["value"]) for kind, each in ways.items()}
         bars_of = [(kind, best[kind]) for kind in SHOWN if kind in best][::-1]
         values = np.array([row["value"] for _, row in bars_of])
         ends = np.array([row["interval"] or [row["value"]] * 2 for _, row in bars_of]).T

@@ -58,7 +58,7 @@ class System:
         if self.kind not in KINDS or not re.fullmatch(r"[\w.+ ,-]+", self.name):
             known = "; ".join(f"{kind}: {how}" for kind, how in KINDS.items())
             raise ValueError(
-                f"baseline={self.name!r}: must start with a kind of system, as in causal or causal-lr3e-4. Kinds: {known}."
+                f"baseline={self.name!r}: must start with a kind of system, as in causal or causal-r64. Kinds: {known}."
             )
 
     @property

@@ -9,7 +9,7 @@ start this on its head node, with paths that all machines can read (a shared fol
 
 Rows are finished in groups of --rows_per_file: each is a file of the output, and its ids are listed in --done. A
 worker that dies is replaced and its group done again. After anything worse (a killed job, a lost machine), repeat the
-command: finished groups are skipped, and a half-written file is removed. So it also adds new files of the input.
+command: finished groups are skipped, and a half-written file is removed. New files of the input are added the same way.
 """
 
 import argparse
@@ -54,7 +54,7 @@ TASKS = {"encode": Encoder, "infill": Infiller}
 
 
 def check_ids(folder: str) -> None:
-    """Of rows that share an id, a repeated command would take all for done that are not."""
+    """If rows shared an id, a repeated command would skip all of them once one is done."""
     ids = pyarrow.dataset.dataset(folder).to_table(columns=["id"])["id"]
     if ids.null_count or len(ids.unique()) < len(ids):
         raise ValueError(

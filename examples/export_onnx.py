@@ -21,7 +21,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from magnet_eval.sts import read_graded_pairs, spearman
+from magnet_eval.data import read_graded_pairs
+from magnet_eval.sts import spearman
 from modeling_magnet.encoding_magnet import pooled
 
 PAIRS = Path(__file__).parent / "assets" / "everyday-stories" / "sts.tsv"

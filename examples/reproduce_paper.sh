@@ -6,7 +6,7 @@
 # Similarity, clustering and knowledge come through mteb and lm-eval, which download their data: pip install 'magnet-llm[eval]'.
 #
 # SLICE=1    ten steps of each of the two main runs, and infilling, similarity, norms and modes on a few texts: speed, memory and that
-#            it works, sized for less than 15 minutes. Where BASE cannot be had, random weights of its size stand in.
+#            it works, sized for less than 15 minutes. Unless BASE is a folder, random weights of its size stand in.
 # DRY_RUN=1  every command on the tiny model of the tests
 source examples/reproduce_common.sh
 
@@ -26,11 +26,11 @@ import json
 import sys
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 folder, config = sys.argv[1:]
 with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-    model = LlamaForCausalLM._from_config(LlamaConfig(**json.loads(config)), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**json.loads(config)), dtype=torch.bfloat16)
 model.save_pretrained(folder)
 AutoTokenizer.from_pretrained("tests/assets/magnet-tiny-base").save_pretrained(folder)
 PYTHON

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The paper's tables on SmolLM2-135M: MAGNET, its rivals with the same base, texts, rows and rank, ablations with a third of that,
-# and runs/reproduce_smollm2/report.
+# The paper's tables on SmolLM2-135M: MAGNET, its rivals with the same base, texts, rows and rank, and ablations with a third of
+# that. The report is runs/reproduce_smollm2/report.
 #
 #   OPEN_TEXT=open-text PAIRS=pairs EVAL=test-sets examples/reproduce_smollm2.sh
 #   DRY_RUN=1 examples/reproduce_smollm2.sh     every command on the tiny model of the tests
