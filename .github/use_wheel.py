@@ -18,7 +18,7 @@ for command in (
     ["--help"],
     ["infill", text, *flags, "--length", "8"],
     ["check", str(assets / "magnet-tiny")],
-    ["evaluate", "--stories", str(assets / "everyday-stories"), "--one_gap", "--limit", "5", *flags],
+    ["evaluate", "infill", "--limit", "5", *flags],
 ):
     done = subprocess.run([magnet, *command], check=True, capture_output=True, text=True)
     print(done.stdout)

@@ -1,11 +1,11 @@
 """magnet evaluate: the paper's tables and figures for a checkpoint and its baselines, with intervals, in one report.
 
-    magnet evaluate infill sts --model runs/demo --update_card
+    magnet evaluate infill sts --model runs/smol --update_card
     magnet evaluate all --model runs/magnet --data data/ --out report/ \\
         --baseline base=smollm2 causal=runs/clm fim=runs/fim llm2vec=runs/llm2vec --judge runs/judge
 
 The name of a baseline starts with its kind: base, causal, fim, llm2vec, mtp, encoder or magnet. Add a suffix to compare
-several, as in causal-lr3e-4; a number is a training step, as in magnet-400. Results are kept in the report folder and reused
+several, as in causal-r64; a number is a training step, as in magnet-400. Results are kept in the report folder and reused
 while weights, data and settings stay the same, and the report shows all of them: systems can be evaluated one at a time.
 --fast uses a few texts of each set.
 """
@@ -114,9 +114,12 @@ def main(args: list[str]) -> None:
     results, left_out = run(options.tables, systems, settings, out, about, load)
     named = [file for _, path in systems for file in training_files(path)]
     training = list(dict.fromkeys(map(Path, named if options.train_file is None else options.train_file)))
+    gone = [path.name for path in training if not path.is_file()]
+    training = [path for path in training if path.is_file()]
     found = overlaps(settings, training)
-    if not training:
-        left_out["evaluation text in the training text"] = "no training text is at hand. Pass --train_file"
+    if gone or not training:
+        what = f"not at hand: {', '.join(gone)}" if gone else "no training text is at hand"
+        left_out["evaluation text in the training text"] = f"{what}. Pass --train_file"
     pivots = write_report(results, left_out, systems[0][0], out, found)
     for name, pivot in pivots.items():
         rows = [

@@ -1,6 +1,6 @@
 """magnet export: writes a checkpoint in one of its forms.
 
-    magnet export --model_name_or_path runs/demo --form encoder --output_dir runs/demo-encoder
+    magnet export --model_name_or_path runs/smol --form encoder --output_dir runs/encoder
     magnet export --model_name_or_path name/model --form generator --output_dir llama --dtype float16
 
 forms:

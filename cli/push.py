@@ -1,7 +1,7 @@
 """magnet push: uploads a checkpoint to the Hugging Face Hub.
 
-    magnet push --model_name_or_path runs/demo --repo_id name/model --private
-    magnet push --model_name_or_path runs/demo --form encoder --repo_id name/model-encoder
+    magnet push --model_name_or_path runs/smol --repo_id name/model --private
+    magnet push --model_name_or_path runs/smol --form encoder --repo_id name/model-encoder
 
 The token comes from `hf auth login` or HF_TOKEN; it cannot be passed on the command line. Creates the repository if
 missing, and writes its name into the model card. Prints the URL of the commit, which ends with the hash to pin as

@@ -353,10 +353,9 @@ def strings_of(value) -> list[str]:
 
 
 def training_files(path: str) -> list[Path]:
-    """The local text files that a checkpoint was trained on, from the settings that its run left beside it."""
+    """The texts and pairs that a checkpoint was trained on, which may be gone, from the settings of its run beside it."""
     settings = Path(path, "training_config.yaml")
     if not settings.is_file():
         return []
     run = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    named = [Path(run[key]) for key in ("train_file", "pairs_file") if run.get(key)]
-    return [each for each in named if each.is_file() and each.suffix in (".txt", ".jsonl", ".gz")]
+    return [Path(run[key]) for key in ("train_file", "pairs_file") if run.get(key)]

@@ -37,7 +37,7 @@ def fim_format(system: System) -> FimFormat:
     if is_adapted(system.model):
         bos = next(iter(start_ids(system.model.config, tokenizer)), None)
         return FimFormat(fim_markers(tokenizer), bos, [tokenizer.eos_token_id], ("PSM", "SPM"))
-    known = tokenizer.get_vocab()
+    known = tokenizer.added_tokens_encoder
     if not {*OWN, ENDS[0]} <= known.keys():
         raise ValueError(
             f"baseline={system.name}: the model has no adapter and its tokenizer lacks {', '.join(OWN)}. Give a checkpoint of "

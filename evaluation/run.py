@@ -139,18 +139,24 @@ def run(
             results[-1].save(file)
     for name, why in left_out.items():
         logger.warning("%s: not measured: %s", name, why)
-    return results + earlier(folder, results, sampling(settings, about)), left_out
+    return results + earlier(folder, results, settings, about), left_out
 
 
-def earlier(folder: Path, results: list[Result], sampled: dict) -> list[Result]:
-    """What earlier commands measured with as much data, the same seed and the same dtype, for one report of all of them."""
+def earlier(folder: Path, results: list[Result], settings: Settings, about: dict) -> list[Result]:
+    """What earlier commands measured on the same data, as much of it, with the same seed and dtype: one report of all."""
     done = {(result.table, result.system) for result in results}
     found = [Result.read(path) for path in sorted(folder.glob("*.json"))]
-    return [
-        result
-        for result in found
-        if (result.table, result.system) not in done and result.about["depends"].get("sampling") == sampled
-    ]
+    found = [result for result in found if (result.table, result.system) not in done]
+    return [result for result in found if same_data(result, settings, about)]
+
+
+def same_data(result: Result, settings: Settings, about: dict) -> bool:
+    then = result.about["depends"]
+    try:
+        now = depends_on(table_module(result.table), "", settings, about)
+    except ValueError:  # the data folder has none of this table's files
+        return False
+    return all(then.get(key) == now[key] for key in ("data", "sampling", "tasks"))
 
 
 def sampling(settings: Settings, about: dict) -> dict:

@@ -1,9 +1,9 @@
 """Makes examples/assets/magnet-smollm2-135m: the adapter of a trained checkpoint, which magnet fetch puts onto its base.
 
-python examples/ship_adapter.py runs/smollm2_sscl
+python examples/ship_adapter.py runs/smollm2-magnet
 magnet fetch magnet-smollm2-135m --output_dir runs/shipped
 magnet evaluate infill sts --model runs/shipped --data ... --update_card
-python examples/ship_adapter.py runs/smollm2_sscl --measured runs/shipped      # again, with its results on the card
+python examples/ship_adapter.py runs/smollm2-magnet --measured runs/shipped      # again, with its results on the card
 """
 
 import argparse
@@ -22,12 +22,13 @@ from magnet_hub.peft_adapter import write_adapter
 from magnet_hub.training_summary import read_training_summary
 
 METADATA = {"base_model": HUB_ID, "license": "apache-2.0", "language": "en"}
+WANTED = ("adapter_config.json", "adapter_model.safetensors", "config.json", "eval_results.json", "README.md")
 SOURCES = f"""
 ## Sources
 
 * Base: [{HUB_ID}](https://huggingface.co/{HUB_ID}) (Apache-2.0) as the package `{PACKAGE}` has it: 4-bit weights (Q4_1),
   dequantised. The adapter was trained on these and is refused on others.
-* Texts: 20,700 English Wikipedia articles begun in 2018 or later (CC BY-SA 3.0), passages of OpenStax textbooks
+* Texts: passages of English Wikipedia articles begun in 2018 or later (CC BY-SA 3.0), of OpenStax textbooks
   (CC BY 4.0), fairy tales (public domain) and African Storybook (CC BY), English novels (public domain), TinyStories
   (CDLA-Sharing-1.0), everyday-stories (CC0).
 * Sentence pairs: OneStopEnglish, WikiSplit and E2E restaurants (CC BY-SA 4.0), TurkCorpus (text of Wikipedia),
@@ -41,30 +42,24 @@ def ship_adapter(checkpoint: Path, folder: Path, measured: list[Measured]) -> No
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     summary = read_training_summary(checkpoint, METADATA)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        write_adapter(model, tokenizer, Path(scratch) / "adapter", None, summary)
-        settings = json.loads((Path(scratch) / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+        written = Path(scratch) / "adapter"
+        write_adapter(model, tokenizer, written, None, summary)
+        settings = json.loads((written / "adapter_config.json").read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = f"{PACKAGE} ({HUB_ID}, Q4_1)"
-        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
-        shutil.copy(Path(scratch) / "adapter" / "adapter_model.safetensors", folder)
-    model.config.save_pretrained(folder)
-    for name in ("1_Pooling/config.json", "config_sentence_transformers.json"):  # the card names pooling and prompts
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(checkpoint / name, folder / name)
-    for code in checkpoint.glob("*_magnet.py"):
-        shutil.copy(code, folder)
-    write_eval_results(folder, measured)
-    write_model_card(model.config, folder, "magnet", summary)
-    for path in folder.iterdir():  # magnet fetch writes these anew
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.suffix == ".py" or path.name == "config_sentence_transformers.json":
-            path.unlink()
-    with (folder / "README.md").open("a", encoding="utf-8") as card:
-        card.write(SOURCES)
+        (written / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        model.config.save_pretrained(written)
+        shutil.copytree(checkpoint / "1_Pooling", written / "1_Pooling")  # the card names pooling, prompts and code
+        for path in (checkpoint / "config_sentence_transformers.json", *checkpoint.glob("*_magnet.py")):
+            shutil.copy(path, written)
+        write_eval_results(written, measured)
+        write_model_card(model.config, written, "magnet", summary)
+        with (written / "README.md").open("a", encoding="utf-8") as card:
+            card.write(SOURCES)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in WANTED:  # magnet fetch writes the rest anew
+            shutil.copy(written / name, folder)
 
 
 def main() -> None:

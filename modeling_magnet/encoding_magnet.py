@@ -106,7 +106,7 @@ class EncodingMixin:
             instruction (`str`, *optional*, defaults to `config.representation_prompt`): `""` for none.
             batch_size (`int`, *optional*, defaults to 32): Texts per forward.
             normalize (`bool`, *optional*, defaults to `True`): Scale vectors to unit length.
-            show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches.
+            show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches; none with `return_cache`.
             return_cache (`bool`, *optional*, defaults to `False`):
                 Also return the context, for [`~InfillingMixin.infill`] and `generate()` to start from. A text may then
                 be a list of strings and [`Gap`] objects, whose positions are left free. At most `batch_size` texts.
@@ -183,7 +183,7 @@ class EncodingMixin:
             sentences (`list[list[str]]`): Sentences, each a list of words, which are joined by single spaces.
             tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer (a fast one).
             batch_size (`int`, *optional*, defaults to 32): Sentences per forward.
-            show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches.
+            show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches; none with `return_cache`.
 
         Returns:
             One float32 array of shape `(number of words, d)` per sentence.

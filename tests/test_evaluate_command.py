@@ -152,7 +152,7 @@ def test_bad_input_is_refused(flags, message, magnet, tmp_path):
 
 
 def test_kinds_and_steps_of_names():
-    assert System("causal-lr3e-4").kind == "causal" and System("llm2vec-mntp").step is None
+    assert System("causal-r64").kind == "causal" and System("llm2vec-mntp").step is None
     assert {System(f"{kind}-100").step for kind in KINDS} == {100}
 
 
@@ -276,7 +276,7 @@ def test_one_picture_of_the_three_abilities():
                 "interval": None}  # fmt: skip
 
     figures = [row("magnet", "infill", "ROC", "perplexity", 9.0, "given length")]
-    figures += [row("fim-lr3e-4", "infill", "ROC", "perplexity", v, way) for v, way in ((12, "PSM"), (11, "SPM"))]
+    figures += [row("fim-r64", "infill", "ROC", "perplexity", v, way) for v, way in ((12, "PSM"), (11, "SPM"))]
     figures += [row("base", "infill", "ROC", "perplexity", 14, "left to right")]
     figures += [row("causal", "infill", "ROC", "perplexity", 1, "left to right")]  # not shown
     figures += [row("magnet", "repetition", "Wikitext", "Rep-4", 0.2, "greedy")]

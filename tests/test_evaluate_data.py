@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -140,6 +141,6 @@ def test_a_checkpoint_tells_its_training_text(write, tmp_path):
     texts = write("texts.txt", "a")
     run = f"train_file: {texts}\npairs_file: {tmp_path / 'gone.jsonl'}\n"
     write("run/training_config.yaml", run)
-    assert training_files(str(tmp_path / "run")) == [texts]
+    assert training_files(str(tmp_path / "run")) == [texts, tmp_path / "gone.jsonl"]
     write("run/training_config.yaml", "train_file: owner/name\npairs_file: null\n")
-    assert training_files(str(tmp_path / "run")) == training_files("gone") == []
+    assert training_files(str(tmp_path / "run")) == [Path("owner/name")] and training_files("gone") == []

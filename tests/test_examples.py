@@ -11,8 +11,6 @@ import torch
 from commands import TINY
 from test_docs import same
 
-from magnet_hub.fetch import shipped_checkpoint
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,17 +30,8 @@ def script(monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------------------------- infilling
 
 
-@pytest.fixture
-def with_the_model():
-    """The shipped checkpoint, where its base can be downloaded."""
-    try:
-        return shipped_checkpoint()
-    except OSError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.slow
-def test_the_story(with_the_model, script):
+def test_the_story(shipped, script):
     stored = (ROOT / "docs" / "measured" / "infill_example.txt").read_text(encoding="utf-8")
     for part, shown in zip(script("infill.py").out.split("\n-- "), stored.split("\n-- "), strict=True):
         if part.startswith("eight drafts"):  # another version may draw other ones
@@ -52,7 +41,7 @@ def test_the_story(with_the_model, script):
 
 
 @pytest.mark.slow
-def test_the_notebook(with_the_model, monkeypatch, capsys):
+def test_the_notebook(shipped, monkeypatch, capsys):
     notebook = json.loads((ROOT / "examples" / "infill.ipynb").read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

@@ -1,4 +1,4 @@
-"""python -m magnet_train --config demo   (the same as `magnet train --config demo`)"""
+"""python -m magnet_train --config default   (the same as `magnet train --config default`)"""
 
 from .run import main
 

@@ -1,6 +1,6 @@
 """Puts a training run together: arguments -> model, data -> MagnetTrainer -> checkpoint.
 
-    magnet train --config demo
+    magnet train --config default
     magnet train --config default --model_name_or_path HuggingFaceTB/SmolLM2-135M --train_file texts.txt \\
         --pairs_file pairs.jsonl --output_dir runs/smol
 """

@@ -29,7 +29,7 @@ AUTO = {"dtype": ("float32", "bfloat16"), "bf16": (False, True)}  # without and 
 LEFT_OUT = ("local_rank", "gradient_checkpointing", "gradient_checkpointing_kwargs", "hub_token")
 USAGE = """magnet train [--config RECIPE] [--name value ...]
 
-  magnet train --config demo
+  magnet train --config default
   magnet train --config default --model_name_or_path HuggingFaceTB/SmolLM2-135M --train_file texts.txt \\
       --pairs_file pairs.jsonl --output_dir runs/smol"""
 
