@@ -54,12 +54,13 @@ def ship_adapter(checkpoint: Path, folder: Path, measured: list[Measured]) -> No
             shutil.copy(path, written)
         write_eval_results(written, measured)
         write_model_card(model.config, written, "magnet", summary)
-        with (written / "README.md").open("a", encoding="utf-8") as card:
-            card.write(SOURCES)
+        if measured:  # --update_card, which comes before, changes no edited card
+            with (written / "README.md").open("a", encoding="utf-8") as card:
+                card.write(SOURCES)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name in WANTED:  # magnet fetch writes the rest anew
-            shutil.copy(written / name, folder)
+            shutil.copyfile(written / name, folder / name)
 
 
 def main() -> None:
