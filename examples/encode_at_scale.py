@@ -31,8 +31,8 @@ class Worker:
         import modeling_magnet  # noqa: F401 - registers its classes in this process
 
         device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray shows a worker only its own GPUs
-        self.model = AutoModelForCausalLM.from_pretrained(model).eval().to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.model = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False).eval().to(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self.batch_size = batch_size
 
 

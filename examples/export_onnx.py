@@ -46,7 +46,7 @@ class OnnxEncoder:
         settings = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
         prompts = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
         pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, **settings["processor_kwargs"])
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings["processor_kwargs"])
         self.prompt = prompts["prompts"].get(prompts["default_prompt_name"], "")
         self.pooling = "mean" if pooling["pooling_mode"] == "mean" else "last_token"
         if runtime == "openvino":
@@ -79,7 +79,7 @@ class OnnxEncoder:
 
 def export(folder: str | Path, output_dir: str | Path, int8: bool = False) -> None:
     """Writes `model.onnx`, and `model_int8.onnx` if asked for, beside the tokenizer and the settings."""
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     config, output_dir = model.config, Path(output_dir)
     if getattr(config, "is_causal", True) and not getattr(config, "use_bidirectional_attention", False):
         raise ValueError(f"--model {folder}: is causal. Export it with: magnet export --form encoder")

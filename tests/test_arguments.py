@@ -271,7 +271,7 @@ def test_pairs_that_are_never_trained_are_warned_of(tmp_path, caplog):
 # ---------------------------------------------------------------------------------------------------- what a run keeps
 
 
-@pytest.mark.parametrize("name", ["paper", "demo", "llm2vec"])
+@pytest.mark.parametrize("name", ["paper", "smollm2", "llm2vec"])
 def test_stored_configuration_gives_the_same_arguments(name, tmp_path):
     flags = ["--lr_scheduler_kwargs", '{"num_cycles": 2}', "--mask_token", "# -", "--hub_token", "hf_secret"]
     arguments = parse_recipe(name, tmp_path, *flags, "--report_to", "tensorboard", "mlflow", "--adam_beta2", "0.95")

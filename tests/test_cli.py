@@ -98,12 +98,6 @@ def test_train_reports_a_wrong_setting_in_one_line():
         main(["train", "--model_name_or_path", "x", "--train_file", "y", "--gap_layout", "mxied"])
 
 
-def test_demo_outside_a_clone_says_so(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="Run it from the root of a clone"):
-        main(["demo"])
-
-
 @pytest.mark.parametrize("args", [["infill", "a <|gap|> b", "--lenght", "3"], ["encode", "--dtype", "int8"]])
 def test_wrong_usage_ends_with_2(args, capsys):
     with pytest.raises(SystemExit) as end:
