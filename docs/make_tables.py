@@ -206,10 +206,25 @@ def contamination() -> str:
 
 
 def readme_result() -> str:
-    """The overview picture."""
-    if not results():
+    """The overview picture once all rivals were evaluated, till then a table."""
+    content = results()
+    if not content:
         return ""
-    return "![Infilling, embedding and generation of the base, LLM2Vec, FIM-LoRA and MAGNET](docs/overview.svg)"
+    if plots.overview(content):
+        return "![Infilling, embedding and generation of the base, LLM2Vec, FIM-LoRA and MAGNET](docs/overview.svg)"
+    found = {(row["measure"], row_name(row)): estimate(row) for row in content["figures"]}
+    return markdown(["", "", "value (95 % interval)"], [[*names, found[key]] for key, names in SHOWN.items()])
+
+
+MISSING = "perplexity of a story's missing sentence"
+SHOWN = {  # rows of README's table
+    ("perplexity", "magnet, left to right"): (MISSING, "the base, from the left side alone"),
+    ("perplexity", "magnet, given length"): (MISSING, "MAGNET, from both sides, given its length"),
+    ("perplexity", "magnet, free length + END"): (MISSING, "MAGNET, from both sides, and where it ends"),
+    ("perplexity, right side", "magnet, another's"): (MISSING, "MAGNET, with the right side of another story"),
+    ("Spearman x 100", "lexical TF-IDF words"): ("similarity of sentence pairs, Spearman x 100", "TF-IDF"),
+    ("Spearman x 100", "magnet, own prompt"): ("similarity of sentence pairs, Spearman x 100", "MAGNET"),
+}
 
 
 PAPERS = {f"table_{name}": functools.partial(evaluated, name) for name in EVALUATED}
