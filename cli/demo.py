@@ -196,12 +196,12 @@ def training(base: Path, stories: list[dict], output_dir: Path, seconds: float) 
     args = MagnetTrainingArguments(
         output_dir=str(output_dir),
         max_steps=len(stories),
-        per_device_train_batch_size=8,
-        per_device_pair_batch_size=16,
+        per_device_train_batch_size=4,
+        per_device_pair_batch_size=8,
         sscl_start_step=0,
         learning_rate=6e-4,
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=5,
+        warmup_steps=2,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -224,5 +224,5 @@ def training(base: Path, stories: list[dict], output_dir: Path, seconds: float) 
     for name in ("mntp", "msg", "sscl"):
         values = [line[f"loss_{name}"] for line in lines]
         rows.append(f"| {name.upper()} | {sum(values[:few]) / few:.2f} | {sum(values[-few:]) / few:.2f} |")
-    told = f"{len(lines)} steps of 8 stories and 16 pairs of sentences, from the plain base; means of {few} steps (curves.png)."
+    told = f"{len(lines)} steps of 4 stories and 8 pairs of sentences, from the plain base; means of {few} steps (curves.png)."
     return "\n".join([*rows, "", told])
