@@ -106,7 +106,7 @@ class EncodingMixin:
             instruction (`str`, *optional*, defaults to `config.representation_prompt`): `""` for none.
             batch_size (`int`, *optional*, defaults to 32): Texts per forward.
             normalize (`bool`, *optional*, defaults to `True`): Scale vectors to unit length.
-            show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches.
+            show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches; none with `return_cache`.
             return_cache (`bool`, *optional*, defaults to `False`):
                 Also return the context, for [`~InfillingMixin.infill`] and `generate()` to start from. A text may then
                 be a list of strings and [`Gap`] objects, whose positions are left free. At most `batch_size` texts.
@@ -183,7 +183,7 @@ class EncodingMixin:
             sentences (`list[list[str]]`): Sentences, each a list of words, which are joined by single spaces.
             tokenizer ([`PreTrainedTokenizerBase`]): The checkpoint's tokenizer (a fast one).
             batch_size (`int`, *optional*, defaults to 32): Sentences per forward.
-            show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches.
+            show_progress_bar (`bool`, *optional*): Defaults to `True` for more than four batches; none with `return_cache`.
 
         Returns:
             One float32 array of shape `(number of words, d)` per sentence.
@@ -220,12 +220,27 @@ class EncodingMixin:
 def last_states(decoder, rows: list[list[int]], batch_size: int, show_progress_bar: bool | None = None, **inputs):
     """Yields (row numbers, last hidden states (b, L, d), mask (b, L)), longest rows first to reduce padding."""
     check_positive("batch_size", batch_size)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = batches_of_like_length([len(row) for row in rows], batch_size)
     hide = len(batches) <= 4 if show_progress_bar is None else not show_progress_bar
     for chosen in tqdm(batches, desc="encode", disable=hide):
         ids, mask = padded([rows[i] for i in chosen], decoder.device)
         yield chosen, decoder(input_ids=ids, attention_mask=mask, **inputs).last_hidden_state, mask
+
+
+ENOUGH_TOKENS = 512  # a forward of fewer costs more than the padding that it saves
+
+
+def batches_of_like_length(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Row numbers of each forward, longest rows first: at most `batch_size`, and none that would be more than a tenth
+    padding once there are enough tokens."""
+    batches = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        width = lengths[batches[-1][0]] if batches else 0
+        is_full = not batches or len(batches[-1]) == batch_size
+        if is_full or (lengths[row] < 0.9 * width and len(batches[-1]) * width >= ENOUGH_TOKENS):
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def pooled(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:

@@ -494,7 +494,10 @@ class Writer:
 
     def score_joins(self, document: Document, gap: int, fills: list[InfilledGap]) -> None:
         """Sets `join_score` and `joint_score` of each fill; the left context is processed once."""
-        right = document.ids[gap + 1][: self.join_tokens]
+        right = document.ids[gap + 1]
+        if self.cache is not None and gap + 1 == len(document.gaps):
+            right = right[:-1]  # encode()'s [EOS] is no text that a fill could join
+        right = right[: self.join_tokens]
         rows = [fill.token_ids + right for fill in fills]
         for fill, each in zip(fills, continuation_logprobs(self.model, document.left_ids(gap), rows, self.batch_size)):
             behind = each[len(fill.token_ids) :]
@@ -1024,7 +1027,7 @@ def _check_context(context: dict, documents: list[Document], offsets: list[int])
         number = (same.index(False) if False in same else len(same)) // 2
         raise ValueError(
             f"context: its row {number} is not inputs[{number}]. Pass encode() and infill() the same texts in the same order, "
-            "with gaps of the same lengths, or leave the context out."
+            "with gaps of the same lengths and as Gap objects (to encode() a marker is text), or leave the context out."
         )
 
 
