@@ -26,3 +26,7 @@ def test_bytes_saved_for_the_backward_pass():
 
 def test_padding_of_length_grouped_batches():
     assert 1 <= counts.padding_in_training() <= 1.05
+
+
+def test_padding_of_encode():
+    assert 1 <= counts.padding_in_encode() <= 1.05
