@@ -123,7 +123,7 @@ ELSEWHERE = """
     I29 tests/test_infill_exact.py::test_a_batch_of_gaps_of_all_kinds_equals_one_at_a_time
     I30 tests/test_infill_exact.py::test_a_seed_decides_what_is_sampled
     I30 tests/test_infill_exact.py::test_threads_give_what_one_thread_gives
-    I31 tests/test_cli_infill.py::test_the_model_is_the_flag_then_the_environment_then_the_clone
+    I31 tests/test_cli_infill.py::test_the_model_is_the_flag_then_the_environment_then_the_shipped_one
     I31 tests/test_infill_exact.py::test_a_mode_in_the_configuration_changes_nothing
     E32 tests/test_encode.py::test_encode_equals_a_computation_by_hand
     E33 tests/test_encode.py::test_what_is_no_text_is_refused
