@@ -17,6 +17,7 @@ from training import (
     token_losses_by_hand,
 )
 
+from magnet_train import losses
 from magnet_train.views import IGNORE
 from modeling_magnet import MagnetLlamaForCausalLM
 
@@ -32,9 +33,10 @@ def make(tmp_path):
     + [pytest.param("llama", *spread, marks=pytest.mark.slow) for spread in ((1, 6), (2, 0))]
     + [pytest.param(name, 4, 3, marks=pytest.mark.slow) for name in ("qwen2", "mistral", "qwen3", "granite")],
 )
-def test_joint_gradient_equals_the_formulas(make, family, accumulated, chunk):
-    """Backward passes of their own, logits at labelled positions only, pairs in chunks, against one loss from full
-    logits, whose negatives are all pairs of the step."""
+def test_joint_gradient_equals_the_formulas(make, monkeypatch, family, accumulated, chunk):
+    """Backward passes of their own, logits at labelled positions only and seven at a time, pairs in chunks, against one
+    loss from full logits, whose negatives are all pairs of the step."""
+    monkeypatch.setattr(losses, "HEAD_ROWS", 7)
     model, gradients = magnet(family=family), Gradients()
     reference = copy.deepcopy(model)
     sizes = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}
@@ -167,9 +169,9 @@ def test_causal_control_is_next_token_prediction(make, tiny_llama):
     llama = tiny_llama("sdpa")
     adapter = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     model = MagnetLlamaForCausalLM.from_llama(copy.deepcopy(llama), adapter=adapter, causal_adapter=True)
-    trainer = make(
-        model, pairs=[], view={"all_span_ratio": 1}, lambda_mntp=0, lambda_sscl=0, lambda_msg=1, learning_rate=0
-    )
+    settings = {"pairs": [], "view": {"all_span_ratio": 1}, "learning_rate": 0}
+    settings |= {"lambda_mntp": 0, "lambda_sscl": 0, "lambda_msg": 1}
+    trainer = make(model, **settings)
     trainer.train()
     (batch,) = trainer.data_collator.batches
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
@@ -179,7 +181,7 @@ def test_causal_control_is_next_token_prediction(make, tiny_llama):
     assert line["loss_mntp"] == 0 and "loss_sscl" not in line
 
     acting = magnet("none", causal_adapter=True)  # its adapter is no identity
-    tokens = trainer.text_loss(acting, batch, {"mntp": 0, "msg": 1})
+    tokens = make(acting, **settings).text_loss(acting, batch, {"mntp": 0, "msg": 1})
     causal = acting(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, attention_mode="causal")
     assert tokens.item() == pytest.approx(causal.loss.item(), rel=1e-6)
     assert abs(tokens.item() - stock.item()) > 1e-3

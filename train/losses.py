@@ -1,7 +1,12 @@
-"""The three losses of MAGNET as pure functions (section 3.2), and the KL term of the recipe `merged`."""
+"""The three losses of MAGNET as pure functions (section 3.2), the KL term of the recipe `merged`, and the head a few rows
+at a time."""
 
 import torch
 import torch.nn.functional as F
+
+from .contrastive import with_value
+
+HEAD_ROWS = 256  # logits of so many positions are in memory at once: 32 MB with 32,000 tokens in float32
 
 
 def _token_cross_entropy(logits, targets, num_items=None):
@@ -114,3 +119,51 @@ def sscl_loss(
         repeated = same_text & ~torch.eye(len(own), dtype=torch.bool, device=own.device)
         similarity = similarity.masked_fill(repeated, float("-inf"))
     return F.cross_entropy(similarity, own, reduction="sum") / max(len(anchors), 1)
+
+
+def head_logits(model, states: torch.Tensor) -> torch.Tensor:
+    """Logits of last hidden states, as the families' `forward` make them: all divide or cap them, or do neither."""
+    logits = model.lm_head(states) / getattr(model.config, "logits_scaling", 1.0)  # Granite
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def loss_in_chunks(loss_of, states: torch.Tensor) -> torch.Tensor:
+    """
+    A loss that is a sum over positions, without keeping the logits of all of them for the backward pass: the gradient of
+    the states is formed `HEAD_ROWS` positions at a time in the forward pass.
+
+    Args:
+        loss_of (callable):
+            Takes some rows of `states` and a boolean tensor of shape `(positions,)` that says which, returns a scalar. It
+            may depend on no other tensor that wants a gradient: the language-modelling head is frozen.
+        states (`torch.Tensor` of shape `(positions, d)`):
+            Last hidden states; may have a graph.
+
+    Returns:
+        Scalar float32 tensor, with a graph even for no positions.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from magnet_train.losses import loss_in_chunks
+    >>> states = torch.ones(5, 2, requires_grad=True)
+    >>> loss = loss_in_chunks(lambda some, chosen: some.square().sum(), states)
+    >>> loss.backward()
+    >>> loss.item(), states.grad.unique()
+    (10.0, tensor([2.]))
+
+    ```
+    """
+    leaf, total = states.detach(), torch.zeros((), device=states.device)
+    gradient, scale = torch.zeros_like(leaf, dtype=torch.float32), max(len(leaf), 1)
+    for rows in torch.arange(len(leaf), device=leaf.device).split(HEAD_ROWS):
+        some = leaf[rows].requires_grad_(states.requires_grad)
+        chosen = torch.zeros(len(leaf), dtype=torch.bool, device=leaf.device).index_fill(0, rows, True)
+        loss = loss_of(some, chosen)
+        if states.requires_grad:  # scaled, because those of a mean over many positions are too small for float16
+            (loss * scale).backward()
+            gradient[rows] = some.grad.float() / scale
+        total = total + loss.detach()
+    return with_value((states.float() * gradient).sum(), total)

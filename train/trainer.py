@@ -17,7 +17,7 @@ from .contrastive import pair_chunks, vector_gradients, with_value
 from .data.dataset import LengthGroups, MagnetDataset, check_rows
 from .data.streaming import StreamedDataset
 from .from_python import prepared
-from .losses import kl_loss, mntp_loss, msg_loss, sscl_loss
+from .losses import head_logits, kl_loss, loss_in_chunks, mntp_loss, msg_loss, sscl_loss
 from .metrics import Metrics, not_finite, out_of_memory
 from .settings.arguments import MagnetTrainingArguments, ViewArguments, refuse_data_parallel
 from .views import IGNORE
@@ -190,47 +190,75 @@ class MagnetTrainer(Trainer):
         return [functools.partial(self.text_loss, model, inputs, lambdas, num_items)]
 
     def text_loss(self, model, inputs, lambdas, num_items=None) -> torch.Tensor:
-        """lambda_1 L_MNTP + lambda_3 L_MSG (+ lambda_kl KL), with logits only where there is a label."""
+        """lambda_1 L_MNTP + lambda_3 L_MSG (+ lambda_kl KL), with logits only where there is a label, a few at a time."""
         self.prepare_dropout(model, self.model.config.attention_dropout, 0, self._texts_done)
         labelled = (inputs["mntp_labels"] != IGNORE) | (inputs["msg_labels"] != IGNORE)  # (B, L)
-        logits = hybrid_logits(model, inputs, labelled)  # (labelled, V)
-        rows = labelled.nonzero()[:, 0]  # (labelled,)
-        opens, end = opens_fill(inputs["span_ids"])[labelled], self.model.config.infill_end_token_id
-        loss = logits[:0].sum() + self._idle_projection_head(lambdas)  # 0, with a graph even if nothing has a label
-        for name, function in (("mntp", mntp_loss), ("msg", msg_loss)):
-            targets = inputs[LABELS[name]][labelled]  # (labelled,)
-            mine = targets != IGNORE
-            count = mine.sum() if num_items is None else num_items[name]
-            predicted, targets = logits[mine], targets[mine]  # copies the step's largest tensor, so only once
-            if name == "msg" and end is not None:  # no fill is empty, and infill() bars END there too
-                predicted[opens[mine], end] = torch.finfo(predicted.dtype).min
-            part = function(predicted, targets, count)
-            right = (predicted.argmax(-1) == targets).sum()
-            origins = functools.partial(self._text_origins, inputs, rows[mine], predicted, model.training)
-            self._record(name, part * count, mine.sum(), right, model.training, origins)
-            loss = loss + lambdas[name] * part
-        if lambdas.get("kl", 0) > 0:
-            loss = loss + lambdas["kl"] * self.base_divergence(model, inputs, labelled, logits, num_items)
+        base = self.base_states(model, inputs, labelled) if lambdas.get("kl", 0) > 0 else None
+        states = self.decoder_states(model, inputs, "hybrid")[labelled]  # (labelled, d)
+        counts = num_items or {name: targets.sum() for name, targets in targets_of(inputs).items()}
+
+        def loss_of(some: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+            where = torch.zeros_like(labelled).masked_scatter(labelled, chosen)  # (B, L)
+            base_states = None if base is None else base[chosen]
+            with self.accelerator.autocast():
+                return self._loss_at(where, some, base_states, inputs, lambdas, counts, model.training)
+
+        loss = loss_in_chunks(loss_of, states) + self._idle_projection_head(lambdas)
         # each process has a share of the targets: DDP averages, but the loss is the sum
         return loss * (1 if num_items is None else self.accelerator.num_processes)
 
-    def base_divergence(self, model, inputs, labelled, logits, num_items=None) -> torch.Tensor:
-        """KL(base || model) at the targets of single-span rows, where hybrid attention is causal."""
-        causal = one_span(inputs)  # (B,)
-        chosen = causal.clone()
-        chosen[0] |= ~causal.any()  # sharded models need the same number of forwards on every process
+    def _loss_at(self, where, states, base_states, inputs, lambdas, counts, training) -> torch.Tensor:
+        """The weighted losses at the positions `where` (B, L), which have these last states, (positions, d)."""
+        logits, rows, opens = (
+            head_logits(self.model, states),
+            where.nonzero()[:, 0],
+            opens_fill(inputs["span_ids"])[where],
+        )
+        end, loss = self.model.config.infill_end_token_id, 0.0
+        for name, function in (("mntp", mntp_loss), ("msg", msg_loss)):
+            targets = inputs[LABELS[name]][where]  # (positions,)
+            mine = targets != IGNORE
+            predicted, targets = logits[mine], targets[mine]
+            if name == "msg" and end is not None:  # no fill is empty, and infill() bars END there too
+                predicted[opens[mine], end] = torch.finfo(predicted.dtype).min
+            part = function(predicted, targets, counts[name])
+            right = (predicted.argmax(-1) == targets).sum()
+            origins = functools.partial(self._text_origins, inputs, rows[mine], predicted, training)
+            self._record(name, part * counts[name], mine.sum(), right, training, origins)
+            loss = loss + lambdas[name] * part
+        if base_states is not None:
+            mine = one_span(inputs)[rows]
+            with torch.no_grad():
+                base_logits = head_logits(self.model, base_states[mine])
+            part = kl_loss(logits[mine], base_logits, counts["kl"])
+            origins = functools.partial(self._text_origins, inputs, rows[mine], logits[mine], training)
+            self._record("kl", part * counts["kl"], mine.sum(), mine.sum(), training, origins)
+            loss = loss + lambdas["kl"] * part
+        return loss
+
+    def base_states(self, model, inputs, labelled) -> torch.Tensor:
+        """Last states of the base at the labelled positions of single-span rows, where hybrid attention is causal and
+        KL(base || model) is taken; 0 elsewhere. (labelled, d)"""
+        chosen = one_span(inputs)  # (B,)
+        chosen[0] |= ~chosen.any()  # sharded models need the same number of forwards on every process
         with torch.no_grad(), adapter_gate(False):
-            view = {name: inputs[name][chosen] for name in VIEW}
-            base_logits = hybrid_logits(model, view, labelled[chosen])  # (targets of the chosen rows, V)
-        base_logits = base_logits[causal[chosen].repeat_interleave(labelled[chosen].sum(1))]
-        rows = labelled.nonzero()[:, 0]  # (labelled,)
-        mine = causal[rows]
-        count = mine.sum() if num_items is None else num_items["kl"]
-        predicted = logits[mine]
-        part = kl_loss(predicted, base_logits, count)
-        origins = functools.partial(self._text_origins, inputs, rows[mine], predicted, model.training)
-        self._record("kl", part * count, mine.sum(), mine.sum(), model.training, origins)
-        return part
+            some = self.decoder_states(model, {name: inputs[name][chosen] for name in VIEW}, "hybrid")
+        states = some.new_zeros(*labelled.shape, some.shape[-1])
+        states[chosen] = some
+        return states[labelled]
+
+    def decoder_states(self, model, inputs, mode: str) -> torch.Tensor:
+        """Last hidden states (B, L, d) of a call of the whole model without logits. `output_hidden_states` would return
+        those of all layers, which accelerate copies to float32."""
+        kept, names = [], VIEW if mode == "hybrid" else VIEW[:2]
+        decoder = self.model.model
+        hook = decoder.register_forward_hook(lambda module, args, output: kept.append(output.last_hidden_state))
+        none = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        try:
+            model(**{name: inputs[name] for name in names}, attention_mode=mode, logits_to_keep=none, use_cache=False)
+        finally:
+            hook.remove()
+        return kept[0]
 
     def _idle_projection_head(self, lambdas):
         """Zero loss on the projection head until SSCL starts: DDP waits for every parameter's gradient."""
@@ -297,16 +325,8 @@ class MagnetTrainer(Trainer):
     def sentence_vectors(self, model, chunk, number: int = 0) -> torch.Tensor:
         """e = head(h), of unit length, (pairs, 2, d). The language-modelling head gets no rows."""
         self.prepare_dropout(model, self.args.sscl_dropout or self.model.config.attention_dropout, 1, number)
-        input_ids, attention_mask = chunk["pair_input_ids"], chunk["pair_attention_mask"]
-        outputs = model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            attention_mode="bidirectional",
-            logits_to_keep=torch.zeros_like(input_ids, dtype=torch.bool),
-            output_hidden_states=True,
-            use_cache=False,
-        )
-        vectors = self.model.pool(outputs.hidden_states[-1], attention_mask)
+        inputs = {"input_ids": chunk["pair_input_ids"], "attention_mask": chunk["pair_attention_mask"]}
+        vectors = self.model.pool(self.decoder_states(model, inputs, "bidirectional"), inputs["attention_mask"])
         if self.model.projection_head is not None:
             vectors = self.model.projection_head(vectors)
         anchors, positives = F.normalize(vectors.float(), dim=-1).chunk(2)
@@ -333,13 +353,10 @@ class MagnetTrainer(Trainer):
         self._micro_batches, self._vector_gradients = batches, None
         if not batches:
             return batches, None
-        counts = [
-            [(b["mntp_labels"] != IGNORE).sum() for b in batches],
-            [(b["msg_labels"] != IGNORE).sum() for b in batches],
-            [(b["msg_labels"] != IGNORE)[one_span(b)].sum() for b in batches],
-        ]
-        totals = torch.stack([sum(numbers) for numbers in counts]).to(device)
-        return batches, dict(zip(("mntp", "msg", "kl"), self.accelerator.reduce(totals, reduction="sum")))
+        targets = [targets_of(batch) for batch in batches]
+        counts = {name: sum(each[name].sum() for each in targets) for name in targets[0]}
+        totals = self.accelerator.reduce(torch.stack([*counts.values()]).to(device), reduction="sum")
+        return batches, dict(zip(counts, totals))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         try:
@@ -379,10 +396,10 @@ class MagnetTrainer(Trainer):
         return [dataset.pairs.origin(number) for number in numbers.tolist()]
 
 
-def hybrid_logits(model, inputs, wanted) -> torch.Tensor:
-    """Logits where `wanted` (B, L) is True, from the one forward pass for MNTP and MSG; (wanted, V)."""
-    view = {name: inputs[name] for name in VIEW}
-    return model(**view, attention_mode="hybrid", logits_to_keep=wanted, use_cache=False).logits
+def targets_of(inputs) -> dict[str, torch.Tensor]:
+    """Where each token loss has a target, (B, L)."""
+    mntp, msg = (inputs[name] != IGNORE for name in LABELS.values())
+    return {"mntp": mntp, "msg": msg, "kl": msg & one_span(inputs)[:, None]}
 
 
 def opens_fill(span_ids: torch.Tensor) -> torch.Tensor:
