@@ -36,13 +36,13 @@ def encoding(layers: int, hidden: int, texts: list[str], repeats: int) -> dict[s
     return side_by_side(calls, repeats)
 
 
-def main(layers: int = 8, hidden: int = 512, prompt: int = 256, new: int = 32, count: int = 32, repeats: int = 5):
+def main(layers: int = 8, hidden: int = 512, prompt: int = 256, new: int = 32, count: int = 32, repeats: int = 9):
     shape, answers = f"{layers} layers of {hidden}, LoRA r = 16 on all projections, float32", []
     seconds = in_a_fork(causal, layers, hidden, prompt, new, repeats)
     for what, told in (("read", f"a prompt of {prompt} tokens"), ("write", f"the prompt and {new} tokens")):
         ratio = compared(seconds, f"ours {what}", f"base {what}")
         answers.append(row("adapter off (causal mode)", shape, f"time: ours / stock model, {told}", *ratio, "<= 1.02"))
-    seconds = in_a_fork(encoding, layers, hidden, mixed_texts(count), min(repeats, 3))
+    seconds = in_a_fork(encoding, layers, hidden, mixed_texts(count), min(repeats, 5))
     ratio = compared(seconds, "unmerged", "merged")
     how = f"time: encode() unmerged / merged (form `encoder` or `merged`), {count} mixed texts"
     return [*answers, row("adapter on, encoding", shape, how, *ratio, "<= 1.1")]

@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -91,9 +92,10 @@ def side_by_side(calls: dict, repeats: int, clock=time.process_time) -> dict[str
 
 
 def compared(seconds: dict[str, list[float]], one: str, other: str) -> tuple[float, list[float]]:
-    """The ratio of the best times of `one` and `other`, and the range of the ratios of single rounds."""
+    """The ratio of the median times of `one` and `other` (one lucky round would decide the best times), and the range of
+    the ratios of single rounds."""
     each = [a / b for a, b in zip(seconds[one], seconds[other])]
-    return min(seconds[one]) / min(seconds[other]), [min(each), max(each)]
+    return median(seconds[one]) / median(seconds[other]), [min(each), max(each)]
 
 
 def in_a_fork(function, *args):

@@ -96,7 +96,7 @@ def days(tokens: float, parameters: float, rate: float) -> float:
     return 2 * parameters * tokens / rate / 86400
 
 
-def main(most: int = 2048, repeats: int = 3) -> list[dict]:
+def main(most: int = 2048, repeats: int = 2) -> list[dict]:
     answers = []
     for name in CURVES:
         found = curve(name, most, repeats)

@@ -9,7 +9,6 @@ decoding. Updates docs/measured/infill_speed.json.
 import argparse
 import json
 import random
-import time
 
 import torch
 from common import ROOT, compared, in_a_fork, load_tokenizer, magnet, peak_mib, random_llama, row, show, side_by_side
@@ -98,11 +97,6 @@ def best(seconds: dict[str, list[float]]) -> dict[str, float]:
 def against_generate(models, tokenizer, size: int, span: int, repeats: int) -> dict:
     llama, plain, adapted, always = models
     case, short = Case(size, tokenizer, span), Case(size, tokenizer, 1)
-    started = time.process_time()
-    naive = case.naive(plain)
-    naive_seconds = time.process_time() - started
-    output = plain.infill(case.text, tokenizer, length=span, return_dict=True)
-    assert output.gaps[0].token_ids == naive, "infill and re-forwarding disagree"
     calls = {
         "generate": lambda: case.generate(llama),
         "infill": lambda: case.infill(plain),
@@ -114,7 +108,6 @@ def against_generate(models, tokenizer, size: int, span: int, repeats: int) -> d
     rounds = side_by_side(calls, repeats)
     for name in ("infill", "generate"):
         rounds[f"{name}_further"] = [whole - first for whole, first in zip(rounds[name], rounds[f"{name}_1"])]
-    rounds["naive"] = [naive_seconds] * repeats
     seconds = best(rounds)
     ratios = {
         "infill / generate": seconds["infill"] / seconds["generate"],
@@ -122,7 +115,6 @@ def against_generate(models, tokenizer, size: int, span: int, repeats: int) -> d
         / (seconds["generate"] - seconds["generate_1"]),
         "both with LoRA": seconds["infill_lora"] / seconds["generate_lora"],
         "infill with LoRA / generate without": seconds["infill_lora"] / seconds["generate"],
-        "naive / infill": seconds["naive"] / seconds["infill"],
     }
     return {"context": size, "seconds": seconds, "ratios": ratios, "rounds": rounds}
 
@@ -146,10 +138,10 @@ def orders(model, tokenizer, size: int, span: int, gaps: int, repeats: int) -> d
 def rivals(model, tokenizer, size: int, span: int, repeats: int) -> dict:
     """Other ways to fill the gap with the same weights."""
     case = Case(size, tokenizer, span)
-    calls = {
-        name: lambda way=way: way(model)
-        for name, way in (("infill", case.infill), ("diffusion", case.diffusion), ("fim", case.fim))
-    }
+    output = model.infill(case.text, tokenizer, length=span, return_dict=True)
+    assert output.gaps[0].token_ids == case.naive(model), "infill and re-forwarding disagree"
+    ways = {"infill": case.infill, "diffusion": case.diffusion, "fim": case.fim, "naive": case.naive}
+    calls = {name: lambda way=way: way(model) for name, way in ways.items()}
     rounds = side_by_side(calls, repeats)
     return {"context": size, "seconds": best(rounds), "rounds": rounds}
 
@@ -214,17 +206,13 @@ def rows(found: dict) -> list[dict]:
         whole, further = compared(rounds, "infill", "generate"), compared(rounds, "infill_further", "generate_further")
         answers.append(row("infilling", shape, how + "whole call", *whole, "<= 1.05"))
         answers.append(row("infilling", shape, how + "each further token", *further, "<= 1.05"))
-        ratio, _ = compared(rounds, "naive", "infill")
-        least = ">= 4" if case["context"] == 256 else None
-        answers.append(
-            row("infilling", shape, "time: re-forwarding the text for each token / infill()", ratio, None, least)
-        )
     (gaps,), (others,) = found["orders"], found["rivals"]
     shape = f"{model} a gap, context {gaps['context']}"
     how = f"time: {gaps['gaps']} gaps, order=sequential / parallel"
     answers.append(row("several gaps", shape, how, *compared(gaps["rounds"], "sequential", "parallel"), ">= 2.0"))
     shape = f"{model}, context {others['context']}"
     for name, told, least in (
+        ("naive", "re-forwarding the text for each token", ">= 4"),
         ("diffusion", "diffusion on a canvas of fixed length, as many steps as tokens", ">= 4.5"),
         ("fim", "fill-in-the-middle prompt and generate(), same weights", ">= 1.0"),
     ):

@@ -15,12 +15,13 @@ from magnet_train.trainer import MagnetTrainer
 
 
 class ReadCausally:
-    """A model whose forward pass is causal."""
+    """A model whose forward pass is causal, where transformers reads packed texts off the positions."""
 
     def __init__(self, model):
         self.model, self.training = model, model.training
 
     def __call__(self, **inputs):
+        del inputs["document_ids"]
         return self.model(**inputs | {"attention_mode": "causal"})
 
 

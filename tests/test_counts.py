@@ -24,8 +24,9 @@ def test_bytes_saved_for_the_backward_pass():
     assert 0 < counts.saved_bytes() <= 46
 
 
-def test_padding_of_length_grouped_batches():
-    assert 1 <= counts.padding_in_training() <= 1.05
+def test_padding_of_packed_batches():
+    for padded, packed in (counts.padding_in_training(), counts.padding_of_pairs()):
+        assert 1 <= packed <= 1.05 and padded > 2
 
 
 def test_padding_of_encode():

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from magnet_train.data.blocks import SHORTEST_ROW, Text, tokenize_sentences, tokenize_texts
-from magnet_train.data.dataset import LengthGroups, MagnetCollator, MagnetDataset
+from magnet_train.data.dataset import MagnetCollator, MagnetDataset
 from magnet_train.data.pairs import PairDeck
 from magnet_train.data.reading import Document
 from magnet_train.data.training_data import active_views, build_data, hash_ids
@@ -111,20 +111,6 @@ def test_workers_that_outlive_an_epoch_hear_of_the_next():
     for epoch in range(2):
         data.set_epoch(epoch)
         assert all(same(found, data[i]) for i, found in enumerate(loader))
-
-
-def test_rows_of_a_step_are_of_like_length():
-    rows, size = 403, 4
-    data = dataset(rows)
-    np.random.default_rng(0).shuffle(data.texts)
-    lengths = np.array([len(text.ids) for text in data.texts])
-    order = list(LengthGroups(data, size))
-    assert sorted(order) == list(range(rows)) and order == list(LengthGroups(data, size))
-    steps = lengths[order[: rows - rows % size]].reshape(-1, size)
-    assert np.ptp(steps, axis=1).mean() < np.ptp(lengths) / 20
-    assert abs(np.corrcoef(steps.mean(1), np.arange(len(steps)))[0, 1]) < 0.3  # steps of all lengths come at any time
-    data.set_epoch(1)
-    assert list(LengthGroups(data, size)) != order
 
 
 def test_pairs_are_dealt_out_evenly():

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_magnet import ATTENTION_MODES, span_attention_rule, span_ids_from_mask
+from modeling_magnet.encoding_magnet import BOTH_WAYS, last_states, pack
 
 build_base, build_magnet = map(
     functools.cache, (families.build_base, families.build_magnet)
@@ -340,6 +341,40 @@ def test_a_cache_that_forgets_is_refused(name, context, span):
         hybrid_over_a_cache(model, context, span, [6], KEPT, cache=DynamicCache(config=model.config))
 
 
+# ----------------------------------------------------------------------------------------------------------- packed texts
+
+
+@BACKENDS
+@pytest.mark.parametrize("mode", ["bidirectional", "hybrid"])
+@NAMES
+def test_packed_texts_do_not_see_each_other(name, mode, impl):
+    """Windows and rotations too: each text's logits are those of the text alone."""
+    ids, spans, mask = batch_of("both")
+    model = build_magnet(name, impl)
+    numbered = torch.where(spans > 0, spans + 10 * torch.arange(3)[:, None], 0)
+    packed, unpack = pack({"input_ids": ids, "span_ids": numbered}, mask, width=22)
+    assert packed["input_ids"].shape == (2, 21) and (packed["document_ids"] == -1).sum() == 42 - mask.sum()
+    runs = packed.pop("span_ids")
+    found = unpack(forward(model, packed.pop("input_ids"), mode, runs, **packed))
+    for row, real in enumerate(mask.bool()):
+        alone = forward(model, ids[row, real][None], mode, spans[row, real][None])
+        torch.testing.assert_close(found[row, real], alone[0], rtol=0, atol=1e-5)
+    assert (found[~mask.bool()] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"attention_mode": "causal"},
+        {"attention_mode": "bidirectional", "attention_mask": torch.ones(1, 4)},
+        {"attention_mode": "bidirectional", "past_key_values": DynamicCache()},
+    ],
+)
+def test_documents_are_refused_where_they_would_not_count(call):
+    with pytest.raises(ValueError, match="document_ids: are for bidirectional and hybrid mode without attention_mask"):
+        build_magnet()(torch.tensor([[5, 6, 7, 8]]), document_ids=torch.tensor([[0, 0, 1, 1]]), **call)
+
+
 # ---------------------------------------------------------------------------------------------------------- flash attention
 
 
@@ -365,6 +400,11 @@ def flash_like(module, query, key, value, attention_mask, scaling, sliding_windo
     allowed = allowed[None, None].repeat(len(query), 1, 1, 1)
     if attention_mask is not None:
         allowed &= attention_mask[:, None, None, :].bool()
+    elif kwargs.get("cu_seq_lens_q") is not None:
+        offsets, slots = kwargs["cu_seq_lens_q"], torch.arange(len(query) * query.shape[2])
+        assert offsets[-1] == len(slots) and kwargs["max_length_q"] == offsets.diff().max()
+        text = torch.bucketize(slots, offsets, right=True).view(len(query), -1)
+        allowed &= text[:, None, :, None] == text[:, None, None, :]
     elif kwargs.get("position_ids") is not None and query.shape[2] == key.shape[2]:
         text = (kwargs["position_ids"].diff(prepend=kwargs["position_ids"][:, :1] - 1) != 1).cumsum(-1)
         allowed &= text[:, None, :, None] == text[:, None, None, :]
@@ -429,3 +469,19 @@ def test_flash_attention_is_refused_in_hybrid_mode(name, flash):
     ids, spans, _ = batch_of("none")
     with pytest.raises(ValueError, match="'flash_attention_2' ignores attention_mode='hybrid'. Use 'sdpa'"):
         forward(flash(name), ids, "hybrid", spans)
+
+
+@NAMES
+def test_flash_attention_encodes_without_padding(name, flash):
+    rows, calls = [list(range(10, 10 + length)) for length in LENGTHS], []
+    model = flash(name).model
+    model.register_forward_pre_hook(lambda *call: calls.append(call[-1]["input_ids"].shape), with_kwargs=True)
+    found = {
+        row: state
+        for batch, states, _ in last_states(model, rows, 3, **BOTH_WAYS)
+        for row, state in zip(batch, states)
+    }
+    assert calls == [(1, sum(LENGTHS))]
+    for row, ids in enumerate(rows):
+        alone = build_magnet(name).model(torch.tensor([ids]), **BOTH_WAYS).last_hidden_state[0]
+        torch.testing.assert_close(found[row][: len(ids)], alone, rtol=0, atol=1e-5)

@@ -35,10 +35,9 @@ VARIANTS = {
     "two workers that stay": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
     "checkpointed activations": {"gradient_checkpointing": True},
     "bfloat16": {"bf16": True},
-    "rows of like length": {"train_sampling_strategy": "group_by_length"},
 }
 
-FAST = ("plain", "rows of like length")
+FAST = ("plain",)
 
 
 def train(folder, options, resume_from=None):

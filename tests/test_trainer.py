@@ -36,7 +36,7 @@ def make(tmp_path):
 def test_joint_gradient_equals_the_formulas(make, monkeypatch, family, accumulated, chunk):
     """Backward passes of their own, logits at labelled positions only and seven at a time, pairs in chunks, against one
     loss from full logits, whose negatives are all pairs of the step."""
-    monkeypatch.setattr(losses, "HEAD_ROWS", 7)
+    monkeypatch.setitem(losses.HEAD_ROWS, "cpu", 7)
     model, gradients = magnet(family=family), Gradients()
     reference = copy.deepcopy(model)
     sizes = {"per_device_train_batch_size": 8 // accumulated, "gradient_accumulation_steps": accumulated}

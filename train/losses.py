@@ -6,7 +6,10 @@ import torch.nn.functional as F
 
 from .contrastive import with_value
 
-HEAD_ROWS = 256  # logits of so many positions are in memory at once: 32 MB with 32,000 tokens in float32
+HEAD_ROWS = {
+    "cpu": 256,
+    "cuda": 2048,
+}  # logits of so many positions are in memory at once: 32 MB a 256 with 32,000 tokens
 
 
 def _token_cross_entropy(logits, targets, num_items=None):
@@ -131,7 +134,7 @@ def head_logits(model, states: torch.Tensor) -> torch.Tensor:
 def loss_in_chunks(loss_of, states: torch.Tensor) -> torch.Tensor:
     """
     A loss that is a sum over positions, without keeping the logits of all of them for the backward pass: the gradient of
-    the states is formed `HEAD_ROWS` positions at a time in the forward pass.
+    the states is formed a few hundred positions at a time in the forward pass.
 
     Args:
         loss_of (callable):
@@ -158,7 +161,7 @@ def loss_in_chunks(loss_of, states: torch.Tensor) -> torch.Tensor:
     """
     leaf, total = states.detach(), torch.zeros((), device=states.device)
     gradient, scale = torch.zeros_like(leaf, dtype=torch.float32), max(len(leaf), 1)
-    for rows in torch.arange(len(leaf), device=leaf.device).split(HEAD_ROWS):
+    for rows in torch.arange(len(leaf), device=leaf.device).split(HEAD_ROWS.get(leaf.device.type, 2048)):
         some = leaf[rows].requires_grad_(states.requires_grad)
         chosen = torch.zeros(len(leaf), dtype=torch.bool, device=leaf.device).index_fill(0, rows, True)
         loss = loss_of(some, chosen)

@@ -11,10 +11,11 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from modeling_magnet.encoding_magnet import pack
 from modeling_magnet.modeling_magnet import adapter_gate
 
 from .contrastive import pair_chunks, vector_gradients, with_value
-from .data.dataset import LengthGroups, MagnetDataset, check_rows
+from .data.dataset import MagnetDataset, check_rows
 from .data.streaming import StreamedDataset
 from .from_python import prepared
 from .losses import head_logits, kl_loss, loss_in_chunks, mntp_loss, msg_loss, sscl_loss
@@ -23,7 +24,6 @@ from .settings.arguments import MagnetTrainingArguments, ViewArguments, refuse_d
 from .views import IGNORE
 
 LABELS = {"mntp": "mntp_labels", "msg": "msg_labels"}
-VIEW = ("input_ids", "attention_mask", "position_ids", "span_ids")
 
 
 class MagnetTrainer(Trainer):
@@ -106,14 +106,6 @@ class MagnetTrainer(Trainer):
         self.metrics = Metrics(self.accelerator)
         self._micro_batches, self._texts_done = [], 0  # of this step
         self._vector_gradients, self._chunks_done = None, 0
-
-    def _get_train_sampler(self, train_dataset=None):
-        """Makes the order of `train_sampling_strategy="group_by_length"` reproducible when resuming; transformers
-        draws it from torch's global generator. TRL's trainers override this too."""
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(self.train_dataset, MagnetDataset):
-            return super()._get_train_sampler(train_dataset)
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroups(self.train_dataset, rows)
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All held-out rows: `dataloader_drop_last` is for training."""
@@ -242,23 +234,33 @@ class MagnetTrainer(Trainer):
         chosen = one_span(inputs)  # (B,)
         chosen[0] |= ~chosen.any()  # sharded models need the same number of forwards on every process
         with torch.no_grad(), adapter_gate(False):
-            some = self.decoder_states(model, {name: inputs[name][chosen] for name in VIEW}, "hybrid")
+            view = ("input_ids", "attention_mask", "position_ids", "span_ids")
+            some = self.decoder_states(model, {name: inputs[name][chosen] for name in view}, "hybrid")
         states = some.new_zeros(*labelled.shape, some.shape[-1])
         states[chosen] = some
         return states[labelled]
 
     def decoder_states(self, model, inputs, mode: str) -> torch.Tensor:
-        """Last hidden states (B, L, d) of a call of the whole model without logits. `output_hidden_states` would return
-        those of all layers, which accelerate copies to float32."""
-        kept, names = [], VIEW if mode == "hybrid" else VIEW[:2]
-        decoder = self.model.model
-        hook = decoder.register_forward_hook(lambda module, args, output: kept.append(output.last_hidden_state))
-        none = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        """
+        Last hidden states (B, L, d), 0 at padding, of a call of the whole model without logits. The rows are
+        packed, so that almost no padding is computed. `output_hidden_states` would return those of all layers, which
+        accelerate copies to float32.
+        """
+        rows = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
+        if mode == "hybrid":
+            spans = inputs["span_ids"]  # numbers of their own in each row, because a packed row holds several
+            first = torch.arange(len(spans), device=spans.device)[:, None] * (spans.max() + 1)
+            rows["span_ids"] = torch.where(spans > 0, first + spans, 0)
+        packed, unpack = pack(rows, inputs["attention_mask"])
+        none, kept = torch.zeros_like(packed["input_ids"], dtype=torch.bool), []
+        hook = self.model.model.register_forward_hook(
+            lambda module, args, output: kept.append(output.last_hidden_state)
+        )
         try:
-            model(**{name: inputs[name] for name in names}, attention_mode=mode, logits_to_keep=none, use_cache=False)
+            model(**packed, attention_mode=mode, logits_to_keep=none, use_cache=False)
         finally:
             hook.remove()
-        return kept[0]
+        return unpack(kept[0])
 
     def _idle_projection_head(self, lambdas):
         """Zero loss on the projection head until SSCL starts: DDP waits for every parameter's gradient."""

@@ -1,16 +1,13 @@
-"""Rows and batches: texts with their views and sentence pairs, in what order they come, and how they are padded."""
+"""Rows and batches: texts with their views and sentence pairs, and how they are padded."""
 
 import numpy as np
 import torch
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from modeling_magnet.encoding_magnet import padded
 
-from ..views import IGNORE, SpecialTokens, cropped_length, sample_view
+from ..views import IGNORE, SpecialTokens, sample_view
 from .blocks import Text
 from .pairs import PairDeck
-
-SORTED_STEPS = 200  # steps among which rows are sorted by length; 50 in transformers pad twice as much
 
 
 class MagnetDataset(torch.utils.data.Dataset):
@@ -35,13 +32,6 @@ class MagnetDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    def length(self, index: int) -> int:
-        """Tokens of a row in this epoch, without its start token and without drawing its view."""
-        n = len(self.texts[index].ids)
-        if not self.view_settings.vary_length:
-            return n
-        return cropped_length(n, np.random.default_rng((self.seed, self.epoch, index)))
 
     def __getitem__(self, index: int) -> dict:
         epoch = self.epoch
@@ -70,34 +60,6 @@ def check_rows(dataset: MagnetDataset, args) -> None:
             f"per_device_train_batch_size={args.per_device_train_batch_size}: {len(dataset)} rows fill no batch{processes}, so "
             "nothing would be trained. Lower it, or give more texts."
         )
-
-
-class LengthGroups(torch.utils.data.Sampler):
-    """
-    Random order in which the rows of a step have similar lengths: almost no padding. Depends only on the dataset's
-    seed and epoch.
-
-    Args:
-        dataset ([`MagnetDataset`]): The rows to order.
-        size (`int`): Rows per step, over all processes.
-    """
-
-    def __init__(self, dataset: MagnetDataset, size: int):
-        self.dataset, self.size = dataset, size
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
-        lengths = [self.dataset.length(index) for index in range(len(self))]
-        together = max(min(len(lengths) // self.size, SORTED_STEPS), 1)
-        order = get_length_grouped_indices(lengths, self.size, together, generator)
-        steps = [order[i : i + self.size] for i in range(0, len(order), self.size)]
-        whole = len(order) // self.size  # the remainder stays at the end, where it may be dropped
-        # they are sorted from long rows to short ones, which would be a schedule
-        shuffled = torch.randperm(whole, generator=generator).tolist() + list(range(whole, len(steps)))
-        return iter([row for number in shuffled for row in steps[number]])
 
 
 class MagnetCollator:

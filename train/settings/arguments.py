@@ -188,6 +188,11 @@ class MagnetTrainingArguments(TrainingArguments):
     resume_changed: bool = HfArg(default=False, help="Resume even if data or settings have changed.")
 
     def __post_init__(self):
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                "train_sampling_strategy='group_by_length': the rows of a batch are packed, which leaves no padding to save. "
+                "Leave it out."
+            )
         self.data_seed = self.seed if self.data_seed is None else self.data_seed  # else torch's current seed
         # without a GPU, transformers rejects bf16 unless use_cpu is set
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()

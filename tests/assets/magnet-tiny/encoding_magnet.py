@@ -1,6 +1,7 @@
 """Tokenization, sentence embeddings (section 3.2.2) and word embeddings (section 4.1)."""
 
 import logging
+import math
 import weakref
 from collections.abc import Iterable
 
@@ -63,6 +64,65 @@ def padded(rows: list[list[int]], device=None, value: int = 0) -> tuple[torch.Lo
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()  # (B, L)
     return ids.to(device), mask.to(device)
+
+
+def first_fit(lengths: list[int], width: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """The row and the start of each text in rows of at most `width`, longest texts first, each in the first row with
+    room; and the shape (rows, width) that holds them."""
+    taken, places = [], [(0, 0)] * len(lengths)
+    for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
+        row = next((row for row, used in enumerate(taken) if used + lengths[text] <= width), len(taken))
+        taken += [0] * (row == len(taken))
+        places[text] = row, taken[row]
+        taken[row] += lengths[text]
+    return places, (len(taken), max(taken))
+
+
+def pack(rows: dict[str, torch.Tensor], mask: torch.Tensor, width: int | None = None):
+    """
+    Puts several padded texts into one row, which leaves little padding, about 3 %. The texts do not see each other.
+
+    Args:
+        rows (`dict[str, torch.LongTensor]` of shape `(batch, length)`): The decoder's inputs.
+        mask (`torch.LongTensor` of shape `(batch, length)`): 0 at padding.
+        width (`int`, *optional*):
+            Most tokens of a packed row. Defaults to what leaves least padding, up to 1.5 times the longest text.
+
+    Returns:
+        The same inputs packed, with `position_ids` and `document_ids`, of shape `(packed rows, width)`, and a function
+        that brings states of shape `(packed rows, width, d)` back to `(batch, length, d)`, 0 at padding.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_magnet.encoding_magnet import pack
+    >>> ids = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0], [9, 0, 0, 0]])
+    >>> packed, unpack = pack({"input_ids": ids}, (ids > 0).long())
+    >>> packed["input_ids"], packed["document_ids"]
+    (tensor([[5, 6, 7, 8],
+            [5, 6, 9, 0]]), tensor([[ 0,  0,  0,  0],
+            [ 1,  1,  2, -1]]))
+
+    ```
+    """
+    lengths, positions = mask.sum(1).tolist(), mask.cumsum(1) - 1  # (B, L)
+    widths = (width,) if width else (max(lengths) * (8 + eighths) // 8 for eighths in range(5))
+    places, shape = min((first_fit(lengths, width) for width in widths), key=lambda fit: math.prod(fit[1]))
+    row, start = torch.tensor(places, device=mask.device).T[..., None]  # (B, 1) each
+    slots, real = start + positions, mask.bool()  # (B, L)
+    where = (row.expand_as(slots)[real], slots[real])
+
+    def packed(tensor: torch.Tensor, padding: int = 0) -> torch.Tensor:
+        return tensor.new_full(shape, padding).index_put(where, tensor[real])
+
+    numbers = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
+    inputs = {name: packed(tensor) for name, tensor in ({"position_ids": positions} | rows).items()}
+
+    def unpack(states: torch.Tensor) -> torch.Tensor:
+        return states[row, slots.clamp(0, shape[1] - 1)].masked_fill(~real[..., None], 0)
+
+    return inputs | {"document_ids": packed(numbers, -1)}, unpack
 
 
 # ----------------------------------------------------------------------------------------------------- texts to vectors
@@ -224,7 +284,11 @@ def last_states(decoder, rows: list[list[int]], batch_size: int, show_progress_b
     hide = len(batches) <= 4 if show_progress_bar is None else not show_progress_bar
     for chosen in tqdm(batches, desc="encode", disable=hide):
         ids, mask = padded([rows[i] for i in chosen], decoder.device)
-        yield chosen, decoder(input_ids=ids, attention_mask=mask, **inputs).last_hidden_state, mask
+        if "flash" in decoder.config._attn_implementation and inputs == BOTH_WAYS:  # one row, without any padding
+            packed, unpack = pack({"input_ids": ids}, mask, int(mask.sum()))
+            yield chosen, unpack(decoder(**packed, **inputs).last_hidden_state), mask
+        else:
+            yield chosen, decoder(input_ids=ids, attention_mask=mask, **inputs).last_hidden_state, mask
 
 
 ENOUGH_TOKENS = 512  # a forward of fewer costs more than the padding that it saves

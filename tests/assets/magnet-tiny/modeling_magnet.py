@@ -67,6 +67,11 @@ def span_attention_rule(span_ids: torch.Tensor):
     return allowed
 
 
+def document_rule(document_ids: torch.Tensor):
+    """Texts packed into one row, numbered by `document_ids` (B, L), do not see each other."""
+    return lambda batch, head, query, key: document_ids[batch, query] == document_ids[batch, key]
+
+
 def window_rule(positions: torch.Tensor, window: int):
     """A sliding window over positions `(batch, slots)`, which jump at free gaps and are reordered in a cache."""
 
@@ -157,14 +162,19 @@ class LowRank(nn.Module):
         initialization.kaiming_uniform_(self.A, a=math.sqrt(5))
         initialization.zeros_(self.B)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The layer's `output` for `x`, with the adapter's part added."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.A.dtype)
-        return nn.functional.linear(nn.functional.linear(x, self.A), self.B) * self.scale
+        low = nn.functional.linear(x, self.A)  # (..., r)
+        if low.dtype == output.dtype == self.B.dtype:  # one pass over the output instead of three
+            add = torch.addmm if torch.is_grad_enabled() else torch.Tensor.addmm_
+            return add(output.flatten(0, -2), low.flatten(0, -2), self.B.T, alpha=self.scale).view_as(output)
+        return output + (nn.functional.linear(low, self.B) * self.scale).to(output.dtype)
 
     def add(self, linear: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         """The forward hook. A bound method, so deep copies of the model get their own hooks."""
-        return output + self(args[0]).to(output.dtype) if _gate.is_open else output
+        return self(args[0], output) if _gate.is_open else output
 
 
 def attach_adapter(model: nn.Module, adapter: dict | None) -> None:
@@ -358,6 +368,7 @@ class MagnetDecoder(MagnetPreTrained):
         attention_mode: str | None = None,
         span_ids: torch.LongTensor | None = None,
         span_mask: torch.BoolTensor | None = None,
+        document_ids: torch.LongTensor | None = None,
         context_position_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
@@ -369,6 +380,9 @@ class MagnetDecoder(MagnetPreTrained):
                 Required in hybrid mode without a cache, rejected otherwise: 0 = context, g > 0 = g-th span.
             span_mask (`torch.BoolTensor` of shape `(batch, length)`, *optional*):
                 Alternative to `span_ids` if no spans touch: `True` at span tokens.
+            document_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Bidirectional and hybrid mode: the texts packed into a row. A token attends to its own text only; padding
+                is a text of its own, without `attention_mask`. `position_ids` should start anew in each.
             past_key_values (`Cache`, *optional*):
                 Bidirectional mode fills an empty cache (the context of a later infill). Hybrid mode continues one: the
                 cache is the context, and every new token belongs to the one span being generated.
@@ -380,10 +394,19 @@ class MagnetDecoder(MagnetPreTrained):
 
         Raises:
             `ValueError`: an unknown mode; `is_causal` or a misspelt argument; hybrid without spans, or with flash attention;
-            spans of a wrong shape, dtype or with a hole; outside causal mode, a padding mask of a wrong shape.
+            spans of a wrong shape, dtype or with a hole; outside causal mode, a padding mask of a wrong shape;
+            `document_ids` in causal mode, with a mask or a cache.
         """
         _refuse_other_mode_arguments(kwargs)
         mode = resolve_mode(self.config, attention_mode, span_ids, span_mask, past_key_values)
+        if document_ids is not None:
+            if mode == "causal" or attention_mask is not None or past_key_values is not None:
+                raise ValueError(
+                    "document_ids: are for bidirectional and hybrid mode without attention_mask (give padding an id of its "
+                    "own) and past_key_values. In causal mode, transformers reads packed texts off position_ids."
+                )
+            if "flash" in self.config._attn_implementation:
+                kwargs |= _boundaries(document_ids)
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         if mode == "causal":
             if self._recomputes_with_closed_gate():
@@ -406,13 +429,15 @@ class MagnetDecoder(MagnetPreTrained):
                 )
             else:
                 span_ids = span_ids_from_mask(span_mask) if span_mask is not None else span_ids
-                attention_mask = self._mask(like_embeds, attention_mask, position_ids, past_key_values, span_ids)
+                attention_mask = self._mask(
+                    like_embeds, attention_mask, position_ids, past_key_values, span_ids, document_ids
+                )
                 inputs |= {"attends_both_ways": True}
             inputs |= {"use_cache": past_key_values is not None}
         with adapter_gate(mode != "causal" or self.config.causal_adapter):
             return super().forward(attention_mask=attention_mask, past_key_values=past_key_values, **inputs, **kwargs)
 
-    def _mask(self, like_embeds, attention_mask, position_ids, past_key_values, span_ids):
+    def _mask(self, like_embeds, attention_mask, position_ids, past_key_values, span_ids, document_ids):
         """The mask for bidirectional and hybrid mode, (B, 1, L, L), in the backend's format."""
         shape = tuple(like_embeds.shape[:2])
         if attention_mask is not None and tuple(attention_mask.shape) != shape:
@@ -424,6 +449,8 @@ class MagnetDecoder(MagnetPreTrained):
         if span_ids is not None:
             check_span_ids(span_ids, shape)
             rule = span_attention_rule(span_ids.to(like_embeds.device))
+        if document_ids is not None:
+            rule = both(rule, document_rule(document_ids.to(like_embeds.device)))
         if position_ids is None:
             position_ids = torch.arange(shape[1], device=like_embeds.device)[None]
         common = {"config": self.config, "inputs_embeds": like_embeds, "attention_mask": attention_mask}
@@ -431,6 +458,7 @@ class MagnetDecoder(MagnetPreTrained):
         return self._by_layer_type(
             lambda window: create_bidirectional_mask(**common, and_mask_function=both(rule, window)),
             position_ids.expand(shape),
+            document_ids,
         )
 
     def _continuing_mask(self, like_embeds, attention_mask, position_ids, past_key_values, context_position_ids):
@@ -458,11 +486,18 @@ class MagnetDecoder(MagnetPreTrained):
         slides = "sliding_attention" in getattr(self.config, "layer_types", ("sliding_attention",))
         return getattr(self.config, "sliding_window", None) if slides else None
 
-    def _by_layer_type(self, build, positions):
+    def _by_layer_type(self, build, positions, document_ids=None):
         """One mask or, if the stock decoder expects it, a dictionary of one mask per layer type."""
         near = self.window and window_rule(positions, self.window)
-        is_far = near and "flash" in self.config._attn_implementation and (positions.diff() != 1).any()
-        if is_far and positions.amax() - positions.amin() >= self.window:
+        jumps = positions.diff() != 1  # (B, slots - 1)
+        if document_ids is not None:
+            jumps &= document_ids.diff() == 0
+        if (
+            near
+            and "flash" in self.config._attn_implementation
+            and jumps.any()
+            and positions.amax() - positions.amin() >= self.window
+        ):
             raise ValueError(
                 f"attn_implementation={self.config._attn_implementation!r} slides over slots, not over positions: where these "
                 f"jump, a text longer than sliding_window={self.window} needs 'sdpa', 'eager' or 'flex_attention'."
@@ -487,6 +522,17 @@ def _attend_both_ways(attention: nn.Module, args: tuple, kwargs: dict):
         kwargs["is_causal"] = False
         kwargs.pop("position_ids", None)
     return args, kwargs
+
+
+def _boundaries(document_ids: torch.Tensor) -> dict:
+    """Where flash attention, which takes no mask, finds the texts of packed rows."""
+    rows = torch.arange(len(document_ids), device=document_ids.device)[:, None].expand_as(document_ids)
+    place = torch.stack([rows.flatten(), document_ids.flatten()])  # (2, B L)
+    starts = (place[:, 1:] != place[:, :-1]).any(0).nonzero()[:, 0] + 1
+    ends = starts.new_tensor([place.shape[1]])
+    offsets = torch.cat([ends * 0, starts, ends]).to(torch.int32)  # (texts + 1,)
+    longest = int(offsets.diff().max())
+    return {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
 
 
 def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -> str:
