@@ -54,12 +54,12 @@ def timed(layers: int, hidden: int, texts: list[str], repeats: int, rivals: bool
     return seconds, cosines
 
 
-def main(layers: int = 3, hidden: int = 512, few: int = 96, many: int = 1000, repeats: int = 3):
+def main(layers: int = 2, hidden: int = 512, few: int = 96, many: int = 1000, repeats: int = 3):
     answers = []
     cases = [
         (few, "mixed", mixed_texts(few), (layers, hidden), ">= 1.5", True),
         (few, "STS-like", short_texts(few), (layers, hidden), ">= 1.5", False),
-        (many, "mixed", mixed_texts(many), (2, hidden // 2), ">= 1.1", False),
+        (many, "mixed", mixed_texts(many), (layers, hidden // 2), ">= 1.1", False),
     ]
     for count, kind, texts, (depth, width), least, rivals in cases:
         shape = f"{depth} layers of {width}, float32; {count} {kind} texts"

@@ -45,7 +45,7 @@ def timed(layers: int, hidden: int, size: int, span: int, repeats: int) -> dict[
     return side_by_side(calls, repeats)
 
 
-def main(layers: int = 4, hidden: int = 512, contexts=(256, 1024), span: int = 8, repeats: int = 3) -> list[dict]:
+def main(layers: int = 4, hidden: int = 512, contexts=(256, 1024), span: int = 8, repeats: int = 2) -> list[dict]:
     answers = []
     for size in contexts:
         seconds = in_a_fork(timed, layers, hidden, size, span, repeats)

@@ -14,7 +14,7 @@ from train_step import Step, random_batch
 
 from magnet_train.settings.precision import gemm_rate
 
-LENGTHS = (64, 128, 256, 512, 1024, 2048)
+LENGTHS = (64, 256, 1024, 2048)
 H200 = 0.5 * 790e12  # FLOP/s: half of what its matrix products reach in bfloat16
 PARAMETERS = {"SmolLM2-135M": 106e6, "Llama-2-7B": 6.48e9}  # without embeddings
 
@@ -63,10 +63,10 @@ def layer_parameters(hidden: int, layers: int = 4) -> int:
 
 CURVES = {  # name: how a call is built for a size, the sizes, and what they count
     "encode() by length": (encode_length, LENGTHS, "tokens"),
-    "encode() by batch": (encode_batch, (1, 2, 4, 8, 16, 32), "texts of 64 tokens"),
+    "encode() by batch": (encode_batch, (1, 4, 16, 32), "texts of 64 tokens"),
     "encode() by width": (encode_parameters, (128, 256, 512, 1024), "parameters of the layers"),
     "infill() by context": (infill_length, LENGTHS, "tokens"),
-    "infill() by gaps": (infill_gaps, (1, 2, 4, 8, 16), "gaps of 16 tokens in 256, in parallel"),
+    "infill() by gaps": (infill_gaps, (1, 4, 16), "gaps of 16 tokens in 256, in parallel"),
     "training step by length": (step_length, LENGTHS, "tokens of one row"),
 }
 

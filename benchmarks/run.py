@@ -17,7 +17,7 @@ import matplotlib
 from common import ROOT, in_a_fork
 
 SCRIPTS = "counts loss train_step contrastive smollm2 encode encode_once infill adapter_gate loading growth".split()
-ELSEWHERE = {"encode_llm2vec": "encode_llm2vec.json", "gpu": "gpu.json"}  # of runs started by hand, if there were any
+ELSEWHERE = {name: f"{name}.json" for name in ("encode_llm2vec", "at_scale", "gpu")}  # of runs started by hand, if any
 DOCS = ROOT / "docs"
 MEASURED = DOCS / "measured"
 PACKAGES = ("torch", "transformers", "peft", "sentence-transformers")

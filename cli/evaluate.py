@@ -160,6 +160,11 @@ def named_systems(options) -> list[tuple[str, str]]:
     return systems
 
 
+def revision_of(path: str, options) -> str | None:
+    """`--revision` is the model's; the baselines are other repositories."""
+    return options.revision if path == (options.model_name_or_path or "").split("=", 1)[-1] else None
+
+
 def start_token(systems, options) -> str | None:
     """The token that opens every text of the first checkpoint that names one."""
     from transformers import AutoTokenizer, PreTrainedConfig
@@ -167,7 +172,7 @@ def start_token(systems, options) -> str | None:
     from magnet_eval.systems import System
 
     for path in [path for name, path in systems if System(name).kind != "encoder"]:
-        settings, _ = PreTrainedConfig.get_config_dict(path, revision=options.revision)
+        settings, _ = PreTrainedConfig.get_config_dict(path, revision=revision_of(path, options))
         if (token := settings.get("text_start_token_id")) is not None:
             return AutoTokenizer.from_pretrained(path, trust_remote_code=False).convert_ids_to_tokens(token)
     return None
@@ -185,7 +190,8 @@ def loader(options, start: str | None = None):
 
         if System(name).kind == "encoder":
             return load_system(name, path, device=torch_device(options.device))
-        model, tokenizer = load_causal(argparse.Namespace(**vars(options) | {"model_name_or_path": path}))
+        given = {"model_name_or_path": path, "revision": revision_of(path, options)}
+        model, tokenizer = load_causal(argparse.Namespace(**vars(options) | given))
         kind = model.config.model_type
         if not kind.startswith("magnet_"):
             if kind not in FAMILIES:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import TINY, Magnet
 
-from magnet_cli.evaluate import loader, parse, start_token
+from magnet_cli.evaluate import loader, parse, revision_of, start_token
 from magnet_eval import run as running
 from magnet_eval.claims import CLAIMS, Claim, verdicts
 from magnet_eval.data import FAST
@@ -268,6 +268,11 @@ def test_a_stock_model_opens_texts_as_ours_does(magnet, base_model_path, tokeniz
         system = loader(options, token)(*systems[1])
         assert system.model.config.text_start_token_id == found
     assert loader(options, start)("base", str(base_model_path)).model.config.text_start_token_id is None  # has its own
+
+
+def test_the_revision_is_the_models_and_not_the_baselines():
+    options = parse(["infill", "--model", "magnet=you/magnet", "--revision", "v1", "--baseline", "base=you/base"])
+    assert revision_of("you/magnet", options) == "v1" and revision_of("you/base", options) is None
 
 
 def test_one_picture_of_the_three_abilities():
