@@ -125,10 +125,13 @@ def sscl_loss(
 
 
 def head_logits(model, states: torch.Tensor) -> torch.Tensor:
-    """Logits of last hidden states, as the families' `forward` make them: all divide or cap them, or do neither."""
-    logits = model.lm_head(states) / getattr(model.config, "logits_scaling", 1.0)  # Granite
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    """Logits of last hidden states, as the families' `forward` make them: Granite divides them, Gemma caps them."""
+    logits, config = model.lm_head(states), model.config
+    if (scaling := getattr(config, "logits_scaling", 1.0)) != 1:
+        logits = logits / scaling
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
 
 
 def loss_in_chunks(loss_of, states: torch.Tensor) -> torch.Tensor:

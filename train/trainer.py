@@ -182,63 +182,50 @@ class MagnetTrainer(Trainer):
         return [functools.partial(self.text_loss, model, inputs, lambdas, num_items)]
 
     def text_loss(self, model, inputs, lambdas, num_items=None) -> torch.Tensor:
-        """lambda_1 L_MNTP + lambda_3 L_MSG (+ lambda_kl KL), with logits only where there is a label, a few at a time."""
+        """lambda_1 L_MNTP + lambda_3 L_MSG (+ lambda_kl KL), with logits only where there is a target, a few at a time."""
         self.prepare_dropout(model, self.model.config.attention_dropout, 0, self._texts_done)
-        labelled = (inputs["mntp_labels"] != IGNORE) | (inputs["msg_labels"] != IGNORE)  # (B, L)
-        base = self.base_states(model, inputs, labelled) if lambdas.get("kl", 0) > 0 else None
-        states = self.decoder_states(model, inputs, "hybrid")[labelled]  # (labelled, d)
-        counts = num_items or {name: targets.sum() for name, targets in targets_of(inputs).items()}
+        places = targets_of(inputs)  # (B, L) each
+        places = places if lambdas.get("kl", 0) > 0 else {name: places[name] for name in LABELS}
+        base = self.base_states(model, inputs) if "kl" in places else None
+        states = self.decoder_states(model, inputs, "hybrid")  # (B, L, d)
+        loss = self._idle_projection_head(lambdas)
+        for name, place in places.items():
+            count = place.sum() if num_items is None else num_items[name]
 
-        def loss_of(some: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-            where = torch.zeros_like(labelled).masked_scatter(labelled, chosen)  # (B, L)
-            base_states = None if base is None else base[chosen]
-            with self.accelerator.autocast():
-                return self._loss_at(where, some, base_states, inputs, lambdas, counts, model.training)
+            def loss_of(some: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+                where = torch.zeros_like(place).masked_scatter(place, chosen)
+                with self.accelerator.autocast():
+                    return self._loss_at(name, where, some, base, inputs, count, model.training)
 
-        loss = loss_in_chunks(loss_of, states) + self._idle_projection_head(lambdas)
+            loss = loss + lambdas[name] * loss_in_chunks(loss_of, states[place])
         # each process has a share of the targets: DDP averages, but the loss is the sum
         return loss * (1 if num_items is None else self.accelerator.num_processes)
 
-    def _loss_at(self, where, states, base_states, inputs, lambdas, counts, training) -> torch.Tensor:
-        """The weighted losses at the positions `where` (B, L), which have these last states, (positions, d)."""
-        logits, rows, opens = (
-            head_logits(self.model, states),
-            where.nonzero()[:, 0],
-            opens_fill(inputs["span_ids"])[where],
-        )
-        end, loss = self.model.config.infill_end_token_id, 0.0
-        for name, function in (("mntp", mntp_loss), ("msg", msg_loss)):
-            targets = inputs[LABELS[name]][where]  # (positions,)
-            mine = targets != IGNORE
-            predicted, targets = logits[mine], targets[mine]
-            if name == "msg" and end is not None:  # no fill is empty, and infill() bars END there too
-                predicted[opens[mine], end] = torch.finfo(predicted.dtype).min
-            part = function(predicted, targets, counts[name])
-            right = (predicted.argmax(-1) == targets).sum()
-            origins = functools.partial(self._text_origins, inputs, rows[mine], predicted, training)
-            self._record(name, part * counts[name], mine.sum(), right, training, origins)
-            loss = loss + lambdas[name] * part
-        if base_states is not None:
-            mine = one_span(inputs)[rows]
+    def _loss_at(self, name, where, states, base, inputs, count, training) -> torch.Tensor:
+        """One objective's loss at the positions `where` (B, L), which have these last states, (positions, d)."""
+        logits, end = head_logits(self.model, states), self.model.config.infill_end_token_id
+        if name == "kl":
             with torch.no_grad():
-                base_logits = head_logits(self.model, base_states[mine])
-            part = kl_loss(logits[mine], base_logits, counts["kl"])
-            origins = functools.partial(self._text_origins, inputs, rows[mine], logits[mine], training)
-            self._record("kl", part * counts["kl"], mine.sum(), mine.sum(), training, origins)
-            loss = loss + lambdas["kl"] * part
+                base_logits = head_logits(self.model, base[where])
+            loss, right = kl_loss(logits, base_logits, count), where.sum()
+        else:
+            targets, opens = inputs[LABELS[name]][where], opens_fill(inputs["span_ids"])[where]  # (positions,)
+            if name == "msg" and end is not None and opens.any():  # no fill is empty, and infill() bars END there too
+                logits[opens, end] = torch.finfo(logits.dtype).min
+            loss = (mntp_loss if name == "mntp" else msg_loss)(logits, targets, count)
+            right = (logits.argmax(-1) == targets).sum()
+        origins = functools.partial(self._text_origins, inputs, where.nonzero()[:, 0], logits, training)
+        self._record(name, loss * count, where.sum(), right, training, origins)
         return loss
 
-    def base_states(self, model, inputs, labelled) -> torch.Tensor:
-        """Last states of the base at the labelled positions of single-span rows, where hybrid attention is causal and
-        KL(base || model) is taken; 0 elsewhere. (labelled, d)"""
+    def base_states(self, model, inputs) -> torch.Tensor:
+        """Last states (B, L, d) of the base in single-span rows, where hybrid attention is causal; 0 elsewhere."""
         chosen = one_span(inputs)  # (B,)
         chosen[0] |= ~chosen.any()  # sharded models need the same number of forwards on every process
         with torch.no_grad(), adapter_gate(False):
             view = ("input_ids", "attention_mask", "position_ids", "span_ids")
             some = self.decoder_states(model, {name: inputs[name][chosen] for name in view}, "hybrid")
-        states = some.new_zeros(*labelled.shape, some.shape[-1])
-        states[chosen] = some
-        return states[labelled]
+        return some.new_zeros(len(chosen), *some.shape[1:]).index_put((chosen,), some)
 
     def decoder_states(self, model, inputs, mode: str) -> torch.Tensor:
         """
