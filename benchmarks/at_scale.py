@@ -9,6 +9,7 @@ benchmarks do; `run.py` takes them from docs/measured/at_scale.json.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -55,8 +56,11 @@ def alone(task: type, model: str, texts: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def main(layers: int = 4, hidden: int = 512, encoded: int = 500, infilled: int = 60) -> list[dict]:
+def main(layers: int = 4, hidden: int = 512, encoded: int = 200, infilled: int = 20) -> list[dict]:
     sys.path.append(str(ROOT / "examples"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
+    )  # the workers'
     import encode_at_scale
     import ray
 

@@ -7,7 +7,7 @@ import multiprocessing
 import random
 import time
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -92,10 +92,11 @@ def side_by_side(calls: dict, repeats: int, clock=time.process_time) -> dict[str
 
 
 def compared(seconds: dict[str, list[float]], one: str, other: str) -> tuple[float, list[float]]:
-    """The ratio of the median times of `one` and `other` (one lucky round would decide the best times), and the range of
-    the ratios of single rounds."""
+    """The ratio of the times of `one` and `other`, each the mean of its faster half (what disturbs a round adds time, but
+    a single lucky one should not decide), and the range of the ratios of single rounds."""
     each = [a / b for a, b in zip(seconds[one], seconds[other])]
-    return median(seconds[one]) / median(seconds[other]), [min(each), max(each)]
+    first, second = (fmean(sorted(seconds[name])[: (len(each) + 1) // 2]) for name in (one, other))
+    return first / second, [min(each), max(each)]
 
 
 def in_a_fork(function, *args):

@@ -24,9 +24,10 @@ PACKAGES = ("torch", "transformers", "peft", "sentence-transformers")
 INTRO = """# Performance
 
 Written by `make bench` (`benchmarks/run.py`); the same figures as JSON are in `docs/measured/performance.json`. Ratios are taken side by
-side in one process: calls take turns, each counts with its median time, and the range is that of single rounds. Time is CPU
+side in one process: calls take turns, each counts with the mean of its faster half, and the range is that of single rounds. Time is CPU
 time of one thread unless a row says otherwise. Memory is the peak over the model in a process of its own, never in the
 same run as time. Weights are random, which changes no cost. A single script prints its rows: `python benchmarks/loss.py`.
+What was tried where a target is missed: [log](LOG.md), "Performance".
 """
 
 
