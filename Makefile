@@ -1,6 +1,6 @@
 # make demo       from a fresh clone to a result, offline once the packages are there
 # make test       the fast tests; `make test-slow` the others that need no GPU, network or further data
-# make bench      all benchmarks on two idle cores, in less than 10 minutes: docs/performance.md
+# make bench      all benchmarks on two idle cores, in 10 minutes (a few more without AVX-512): docs/performance.md
 # make quality    what CI checks besides; `make style` mends it
 PYTHON ?= python3
 VENV ?= .venv

@@ -78,11 +78,11 @@ def short_texts(count: int) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- time and memory
 
 
-def side_by_side(calls: dict, repeats: int, clock=time.process_time) -> dict[str, list[float]]:
+def side_by_side(calls: dict, repeats: int, clock=time.process_time, warm_up=True) -> dict[str, list[float]]:
     """Seconds of each call in each round; calls take turns, so that a slow spell affects all of them."""
     seconds = {name: [] for name in calls}
-    for call in calls.values():
-        call()  # warm-up
+    for call in calls.values() if warm_up else ():
+        call()
     for _ in range(repeats):
         for name, call in calls.items():
             started = clock()

@@ -54,7 +54,7 @@ def timed(layers: int, hidden: int, texts: list[str], repeats: int, rivals: bool
     return seconds, cosines
 
 
-def main(layers: int = 2, hidden: int = 512, few: int = 96, many: int = 1000, repeats: int = 3):
+def main(layers: int = 2, hidden: int = 512, few: int = 96, many: int = 1000, repeats: int = 2):
     answers = []
     cases = [
         (few, "mixed", mixed_texts(few), (layers, hidden), ">= 1.5", True),

@@ -1,6 +1,6 @@
 """Runs all benchmarks and writes the report: docs/performance.md, its JSON and its charts.
 
-python benchmarks/run.py                       # all, in less than 10 minutes on 2 cores (make bench)
+python benchmarks/run.py                       # all, in 10 minutes on 2 cores, a few more without AVX-512 (make bench)
 python benchmarks/run.py --only counts loss    # these anew; the others stay as they were measured
 python benchmarks/run.py --only                # nothing anew: only the page and the charts
 """

@@ -49,7 +49,7 @@ def rates(
     return [counter.get_total_flops() / each for each in seconds["step"]], [gemm / each for each in seconds["gemm"]]
 
 
-def main(rows: int = 4, length: int = 256, pairs: int = 4, repeats: int = 3, **smaller):
+def main(rows: int = 4, length: int = 256, pairs: int = 4, repeats: int = 2, **smaller):
     bf16, why = bf16_is_faster(use_cpu=True)
     step, gemm = in_a_fork(rates, rows, length, pairs, repeats, bf16, SHAPE | smaller)
     told = f"{rows} x {length} tokens, {pairs} pairs of 128, {os.cpu_count()} threads, {'bfloat16' if bf16 else 'float32'}"

@@ -54,6 +54,13 @@ def test_a_later_token_changes_the_first_state(folders, runtime, file):
     assert np.abs(after - before)[0, 0].max() > 0.01 * np.abs(before).max()
 
 
+def test_eight_bits_that_lose_the_states_are_refused(folders):
+    """ONNX Runtime's did on a processor without VNNI; here, those of another model."""
+    other = families.build_base(seed=1, vocab_size=4096, pad_token_id=0).model
+    with pytest.raises(RuntimeError, match=r"model_int8\.onnx: cosine -?0\.\d\d to torch's states. Use model.onnx"):
+        export_onnx.check_int8(other, folders / "onnx")
+
+
 def test_every_projection_has_8_bits(folders):
     nodes = onnx.load(folders / "onnx" / "model_int8.onnx").graph.node
     kinds = [node.op_type for node in nodes]
