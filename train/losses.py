@@ -3,6 +3,7 @@ at a time."""
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule
 
 from .contrastive import with_value
 
@@ -126,7 +127,9 @@ def sscl_loss(
 
 def head_logits(model, states: torch.Tensor) -> torch.Tensor:
     """Logits of last hidden states, as the families' `forward` make them: Granite divides them, Gemma caps them."""
-    logits, config = model.lm_head(states), model.config
+    head, config = model.lm_head, model.config
+    # FSDP's hooks on the head would take the backward pass of a chunk for that of the step
+    logits = (head.forward if isinstance(head, FSDPModule) else head)(states)
     if (scaling := getattr(config, "logits_scaling", 1.0)) != 1:
         logits = logits / scaling
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:

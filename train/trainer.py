@@ -316,8 +316,8 @@ class MagnetTrainer(Trainer):
         self.prepare_dropout(model, self.args.sscl_dropout or self.model.config.attention_dropout, 1, number)
         inputs = {"input_ids": chunk["pair_input_ids"], "attention_mask": chunk["pair_attention_mask"]}
         vectors = self.model.pool(self.decoder_states(model, inputs, "bidirectional"), inputs["attention_mask"])
-        if self.model.projection_head is not None:
-            vectors = self.model.projection_head(vectors)
+        if (head := self.model.projection_head) is not None:
+            vectors = head(vectors.to(next(head.parameters()).dtype))  # float32 over a bfloat16 base; bfloat16 in FSDP
         anchors, positives = F.normalize(vectors.float(), dim=-1).chunk(2)
         return torch.stack([anchors, positives], dim=1)
 

@@ -665,8 +665,10 @@ class MagnetLM(InfillingMixin, EncodingMixin, MagnetPreTrained):
     """
 
     def __init__(self, config):
-        super().__init__(config)
+        PreTrainedModel.__init__(self, config)  # a family's own would build a stock decoder besides
         self.model = self.decoder_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.projection_head = projection_head(config.projection_head, config.hidden_size)
         self.post_init()
 
