@@ -58,9 +58,8 @@ def alone(task: type, model: str, texts: list[str]) -> float:
 
 def main(layers: int = 4, hidden: int = 512, encoded: int = 200, infilled: int = 20) -> list[dict]:
     sys.path.append(str(ROOT / "examples"))
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
-    )  # the workers'
+    search = [str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(search)  # of the workers, who import the classes from there
     import encode_at_scale
     import ray
 
@@ -80,7 +79,8 @@ def main(layers: int = 4, hidden: int = 512, encoded: int = 200, infilled: int =
                     task, model, part, Path(scratch, f"{name}-{len(part)}")
                 ),
             }
-            rates = {way: 3 * count / -(call(some) - call(all_)) for way, call in ways.items()}
+            few = {way: call(some) for way, call in ways.items()}
+            rates = {way: 3 * count / (call(all_) - few[way]) for way, call in ways.items()}
             told = ", ".join(f"{way} {rate:.1f}" for way, rate in rates.items())
             shape = f"{layers} layers of {hidden}, LoRA, {3 * count} texts from sentences to pages"
             how = f"texts a second: Ray with {CORES} workers / one process with {CORES} threads ({told})"

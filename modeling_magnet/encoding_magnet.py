@@ -72,7 +72,8 @@ def first_fit(lengths: list[int], width: int) -> tuple[list[tuple[int, int]], tu
     taken, places = [], [(0, 0)] * len(lengths)
     for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
         row = next((row for row, used in enumerate(taken) if used + lengths[text] <= width), len(taken))
-        taken += [0] * (row == len(taken))
+        if row == len(taken):
+            taken.append(0)
         places[text] = row, taken[row]
         taken[row] += lengths[text]
     return places, (len(taken), max(taken))

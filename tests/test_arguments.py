@@ -312,3 +312,8 @@ def test_the_token_stays_with_the_run(tmp_path):
     again = pickle.loads(pickle.dumps(args))
     assert again.hub_token is None and again.lambda_sscl == args.lambda_sscl
     assert args.hub_token == "hf_secret"
+
+
+def test_grouping_by_length_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="train_sampling_strategy='group_by_length': the rows of a batch are packed"):
+        parse_flags(tmp_path, "--train_sampling_strategy", "group_by_length")
