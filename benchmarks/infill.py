@@ -17,7 +17,7 @@ from magnet_train.fim import fim_markers
 from modeling_magnet import Gap
 
 OUT = ROOT / "docs" / "measured" / "infill_speed.json"
-PARTS = ("generate", "orders", "rivals", "candidates", "memory")
+PARTS = ("generate", "adapter", "orders", "rivals", "candidates", "memory")
 SPAN = 32
 
 
@@ -94,29 +94,25 @@ def best(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: min(each) for name, each in seconds.items()}
 
 
-def against_generate(models, tokenizer, size: int, span: int, repeats: int) -> dict:
-    llama, plain, adapted, always = models
+def against_generate(llama, model, tokenizer, size: int, span: int, repeats: int) -> dict:
     case, short = Case(size, tokenizer, span), Case(size, tokenizer, 1)
     calls = {
         "generate": lambda: case.generate(llama),
-        "infill": lambda: case.infill(plain),
-        "generate_lora": lambda: case.generate(always),
-        "infill_lora": lambda: case.infill(adapted),
+        "infill": lambda: case.infill(model),
         "generate_1": lambda: short.generate(llama),
-        "infill_1": lambda: short.infill(plain),
+        "infill_1": lambda: short.infill(model),
     }
     rounds = side_by_side(calls, repeats)
     for name in ("infill", "generate"):
         rounds[f"{name}_further"] = [whole - first for whole, first in zip(rounds[name], rounds[f"{name}_1"])]
-    seconds = best(rounds)
-    ratios = {
-        "infill / generate": seconds["infill"] / seconds["generate"],
-        "each further token": (seconds["infill"] - seconds["infill_1"])
-        / (seconds["generate"] - seconds["generate_1"]),
-        "both with LoRA": seconds["infill_lora"] / seconds["generate_lora"],
-        "infill with LoRA / generate without": seconds["infill_lora"] / seconds["generate"],
-    }
-    return {"context": size, "seconds": seconds, "ratios": ratios, "rounds": rounds}
+    return {"context": size, "rounds": rounds}
+
+
+def with_adapter(model, adapted, tokenizer, size: int, span: int, repeats: int) -> dict:
+    """The same fill with LoRA on all projections, unmerged, and without."""
+    case = Case(size, tokenizer, span)
+    calls = {"merged": lambda: case.infill(model), "unmerged": lambda: case.infill(adapted)}
+    return {"context": size, "rounds": side_by_side(calls, repeats)}
 
 
 def orders(model, tokenizer, size: int, span: int, gaps: int, repeats: int) -> dict:
@@ -181,13 +177,12 @@ def gap_memory(llama, tokenizer, size: int, span: int, gaps: int, cache: str) ->
 def measured(parts, layers: int, hidden: int, contexts: list[int], span: int, repeats: int) -> dict:
     """What infill_speed.json holds of these parts."""
     tokenizer, llama = load_tokenizer(), random_llama(layers, hidden)
-    plain, adapted, always = magnet(llama, None), magnet(llama, 16), magnet(llama, 16)
-    always.config.causal_adapter = True
+    plain, adapted = magnet(llama, None), magnet(llama, 16)
     middle, longest = min(256, max(contexts)), max(contexts)
     steps = {
-        "generate": lambda: [
-            against_generate((llama, plain, adapted, always), tokenizer, size, span, repeats) for size in contexts
-        ],
+        # differences of a few per cent need more rounds than the others, of many times
+        "generate": lambda: [against_generate(llama, plain, tokenizer, size, span, 3 * repeats) for size in contexts],
+        "adapter": lambda: [with_adapter(plain, adapted, tokenizer, middle, span, 2 * repeats)],
         "orders": lambda: [orders(plain, tokenizer, middle, span, 4, repeats)],
         "rivals": lambda: [rivals(plain, tokenizer, middle, span, repeats)],
         "candidates": lambda: [candidates(plain, tokenizer, middle, 32, repeats)],
@@ -210,7 +205,9 @@ def rows(found: dict) -> list[dict]:
         whole, further = compared(rounds, "infill", "generate"), compared(rounds, "infill_further", "generate_further")
         answers.append(row("infilling", shape, how + "whole call", *whole, "<= 1.05"))
         answers.append(row("infilling", shape, how + "each further token", *further, "<= 1.05"))
-    (gaps,), (others,) = found["orders"], found["rivals"]
+    (gaps,), (others,), (fill,) = found["orders"], found["rivals"], found["adapter"]
+    shape, how = f"{model}, context {fill['context']}", "time: infill() with LoRA r = 16 unmerged / merged"
+    answers.append(row("infilling", shape, how, *compared(fill["rounds"], "unmerged", "merged"), None))
     shape = f"{model} a gap, context {gaps['context']}"
     how = f"time: {gaps['gaps']} gaps, order=sequential / parallel"
     answers.append(row("several gaps", shape, how, *compared(gaps["rounds"], "sequential", "parallel"), ">= 2.0"))
@@ -231,7 +228,7 @@ def save(found: dict) -> None:
 
 
 def main(layers=8, hidden=512, contexts=(64, 256, 1024), span=SPAN, repeats=3, keep=True) -> list[dict]:
-    found = in_a_fork(measured, PARTS[:3], layers, hidden, contexts, span, repeats)
+    found = in_a_fork(measured, PARTS[:4], layers, hidden, contexts, span, repeats)
     if keep:
         save(found)
     return rows(found)

@@ -91,7 +91,7 @@ def held_out_gaps(texts: list[str], config, tokenizer) -> list[GapExample]:
         ids = (start_ids(config, tokenizer) + text_ids(text, tokenizer))[:LENGTH]
         length = int(rng.integers(4, 17))
         if len(ids) > length + 1:
-            gaps.append(GapExample(ids, int(rng.integers(1, len(ids) - length)), length, number))
+            gaps.append(GapExample(ids, [(int(rng.integers(1, len(ids) - length)), length)], number))
     return gaps
 
 
@@ -224,7 +224,7 @@ def main():
     figures["causal"] = causal_equality(model, base, tokenizer, held_out[:4])
     figures["pairs_perturbed"] = modes_by_perturbation(model, long[:30])
     figures["brute_force"] = {"tokens": len(long), "difference": modes_by_brute_force(model, base, long)}
-    figures["infill"] = fills_are_the_hybrid_forward(model, tokenizer, joined[:half], joined[half : half + 400])
+    figures["infill"] = fills_are_the_hybrid_forward(model, tokenizer, joined[:half], joined[half : half + 200])
     print(json.dumps(figures))
 
 

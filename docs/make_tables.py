@@ -30,12 +30,6 @@ def infilling_measured() -> dict:
     return json.loads((DOCS / "measured" / "infill_speed.json").read_text(encoding="utf-8"))
 
 
-def infill_speed() -> str:
-    rows = infilling_measured()["generate"]
-    cells = [[str(row["context"]), *(f"{ratio:.2f}" for ratio in row["ratios"].values())] for row in rows]
-    return markdown(["context tokens", *rows[0]["ratios"]], cells)
-
-
 def infill_ways() -> str:
     """Ways to fill and to score, each in CPU seconds and against the plain way."""
     found = infilling_measured()
@@ -236,7 +230,6 @@ PAPERS |= {f"study_{name}": functools.partial(beside_the_paper, name) for name i
 
 TABLES = (
     exactness,
-    infill_speed,
     infill_ways,
     gap_memory,
     llama_cpp,

@@ -93,26 +93,29 @@ def layouts(
 ) -> list[Figure]:
     """The same gaps in every layout of a system, and for MAGNET with other right contexts."""
 
-    def figure(rows, layout, way, what=measure):
-        nats = span_costs(system.model, rows, layout, batch_size, show_progress_bar=True)
+    def figure(rows, nats, way, what=measure):
         return perplexity_figure(data, nats, rows, way, measure=what)
 
-    found = [figure(examples, "causal", "left to right")]
+    def costs(rows, layout):
+        return span_costs(system.model, rows, layout, batch_size, show_progress_bar=True)
+
+    found = [figure(examples, costs(examples, "causal"), "left to right")]
     if system.kind == "fim":
         return fim_figures(system, data, examples, batch_size, measure) + found
     if not system.fills_gaps:
         return found
-    found.insert(0, figure(examples, "exact", "given length"))
+    exact = costs(examples, "exact")
+    found.insert(0, figure(examples, exact, "given length"))
     if system.ends_gaps:
-        found.insert(1, figure(examples, "free", "free length + END"))
-    two_sided = with_right(examples)
+        found.insert(1, figure(examples, costs(examples, "free"), "free length + END"))
+    chosen = [i for i, example in enumerate(examples) if is_two_sided(example)]
+    two_sided = [examples[i] for i in chosen]
     if measure == "perplexity" and len({example.story for example in two_sided}) > 1:
-        rights = {
-            "own": two_sided,
-            "another's": with_the_right_of_another(two_sided),
-            "none": without_right(two_sided),
-        }
-        found += [figure(rows, "exact", way, "perplexity, right side") for way, rows in rights.items()]
+        strangers, alone = with_the_right_of_another(two_sided), without_right(two_sided)
+        what = "perplexity, right side"
+        found.append(figure(two_sided, exact[chosen], "own", what))
+        found.append(figure(strangers, costs(strangers, "exact"), "another's", what))
+        found.append(figure(alone, costs(alone, "exact"), "none", what))
     return found
 
 
@@ -214,6 +217,6 @@ def without_right(examples: list[GapExample]) -> list[GapExample]:
     return [GapExample(example.left + example.middle, example.spans, example.story) for example in examples]
 
 
-def with_right(examples: list[GapExample]) -> list[GapExample]:
-    """Examples with one gap and text after it."""
-    return [example for example in examples if len(example.spans) == 1 and example.right]
+def is_two_sided(example: GapExample) -> bool:
+    """Whether it has one gap and text after it."""
+    return len(example.spans) == 1 and bool(example.right)

@@ -98,17 +98,32 @@ def span_costs(
     """
     if layout == "free" and model.config.infill_end_token_id is None:
         raise ValueError("layout='free': this checkpoint was not trained to end a gap. Use layout='exact'.")
-    nats = np.zeros(len(examples))
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
+    rows, row_of = examples, range(len(examples))
+    if layout == "causal":  # what a token costs does not depend on the gap it is in: each text is read once
+        texts = {}
+        for example in examples:
+            texts.setdefault(tuple(example.ids), []).extend(example.spans)
+        number_of = {ids: number for number, ids in enumerate(texts)}
+        rows = [GapExample(list(ids), spans, 0) for ids, spans in texts.items()]
+        row_of = [number_of[tuple(example.ids)] for example in examples]
+    costs = [None] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
     starts = range(0, len(order), batch_size)
     for first in tqdm(starts, desc=f"score {layout}", leave=False, disable=None if show_progress_bar else True):
         chosen = order[first : first + batch_size]
-        nats[chosen] = _batch_nats(model, [examples[i] for i in chosen], layout)
-    return nats
+        for i, each in zip(chosen, _batch_costs(model, [rows[i] for i in chosen], layout)):
+            costs[i] = each
+    end = layout == "free"
+    return np.array(
+        [
+            sum(costs[row][start - 1 : start - 1 + length + end].sum() for start, length in example.spans)
+            for row, example in zip(row_of, examples)
+        ]
+    )
 
 
-def _batch_nats(model, examples, layout) -> np.ndarray:
-    """Negative log-likelihood of each example's spans, in nats."""
+def _batch_costs(model, examples, layout) -> np.ndarray:
+    """Negative log-likelihood of each span's tokens, in nats, where they are predicted: one to the left. (B, L)"""
     ids, mask = padded([example.ids for example in examples])  # (B, L)
     spans, targets, opens = torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool)
     positions = torch.arange(ids.shape[1]).repeat(len(examples), 1)
@@ -131,7 +146,7 @@ def _batch_nats(model, examples, layout) -> np.ndarray:
         logits[opens[predicts].to(logits.device), model.config.infill_end_token_id] = -torch.inf
     costs = torch.zeros(targets.shape, dtype=torch.double)
     costs[predicts] = -token_logprobs(logits, targets[predicts].to(logits.device)).double().cpu()
-    return costs.sum(1).numpy()
+    return costs.numpy()
 
 
 def free_offset(config, length: int) -> int:

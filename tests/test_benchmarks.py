@@ -137,3 +137,20 @@ def test_every_script_answers_at_a_tiny_shape():
         assert all(row["ratio"] is None or row["ratio"] > 0 for row in rows)
     targets = [row for rows in answers.values() for row in rows if row["target"]]
     assert len(targets) >= 20 and sum(row["ratio"] is None for row in targets) <= 2  # bfloat16, where it is slow
+
+
+@pytest.mark.slow
+def test_the_proofs_on_a_model_of_any_family(tmp_path):
+    """A mismatch of a bit or of a pair of tokens would end the script with an error."""
+    stories = ROOT / "examples" / "assets" / "everyday-stories" / "train.jsonl"
+    lines = stories.read_text(encoding="utf-8").splitlines()
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(" ".join(json.loads(line)["sentences"]) for line in lines), encoding="utf-8")
+    base = ROOT / "tests" / "assets" / "magnet-tiny-base"
+    command = [sys.executable, ROOT / "benchmarks" / "real_families.py", base, texts, "--steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["training"]["gaps"] > 0 and figures["causal"]["adapter_moves"] > 0
+    assert figures["brute_force"]["difference"] < 1e-4
+    assert max(figures["infill"]["exact"], figures["infill"]["free"]) < 1e-5
