@@ -35,7 +35,7 @@ FAST = 8  # stories, pairs ... of --fast
 class Settings:
     """Evaluation settings, the same for every system."""
 
-    data: Path
+    data: Path  # a folder or a file
     limit: int | None = None  # stories, documents, pairs, sentences or questions of each set
     fast: bool = False  # a few of each, and short generations
     batch_size: int = 16
@@ -50,12 +50,12 @@ class Settings:
 
 def files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     """
-    The files whose path ends with one of the patterns.
+    The files of a folder, or the one file given, whose path ends with one of the patterns.
 
     Raises:
         `ValueError` if there is none.
     """
-    everything = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    everything = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else [folder]
     found = [
         path
         for pattern in patterns

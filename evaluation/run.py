@@ -8,7 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +36,7 @@ TABLES = {
     "mtp": "Figure 6: MNTP against MTP",
     "modes": "The three modes",
 }
+BY_SET = ("infill",)  # each data set is a result of its own: all of them take hours on a CPU
 PACKAGES = ("magnet-llm", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 
 
@@ -90,7 +91,7 @@ def run(
         tables (`list[str]`): Names, or `["all"]`: those with data; the others are reported, not an error.
         systems (`list[tuple[str, str]]`): Names and paths; the first is compared with the others.
         settings ([`Settings`]): Data and limits.
-        out (`Path`): Report folder; its `results` folder caches the results.
+        out (`Path`): Report folder; its `results` folder caches the results, of infilling one a data set.
         about (`dict`): Written into each result.
         load (`Callable`, *optional*): Loads a system from its name and path.
 
@@ -121,42 +122,55 @@ def run(
         if system is not None:
             wanted = {table: module for table, module in wanted.items() if system in getattr(module, "RIVALS", ())}
         for table, module in tqdm(wanted.items(), desc=name, leave=False, disable=None):
-            depends = depends_on(module, path, settings, about)
-            file = folder / f"{table}.{name.replace(' ', '_')}.json"
-            if file.is_file() and (done := Result.read(file)).about.get("depends") == depends:
-                results.append(done)
-                continue
-            system, start = system or load(name, path), time.monotonic()
-            try:
-                figures, extra = module.measure(system, settings)
-            except ValueError as error:
-                if not every:
-                    raise ValueError(f"{table}, {name}: {error}") from error
-                left_out[f"{table}, {name}"] = str(error)
-                continue
-            seconds = {"seconds": round(time.monotonic() - start, 1)}
-            results.append(Result(table, name, figures, extra, about | seconds | {"depends": depends}))
-            results[-1].save(file)
+            for part, chosen in by_set(table, module, settings):
+                depends = depends_on(module, path, chosen, about)
+                file = folder / f"{table}.{name}{part}.json".replace(" ", "_")
+                if file.is_file() and (done := Result.read(file)).about.get("depends") == depends:
+                    results.append(done)
+                    continue
+                system, start = system or load(name, path), time.monotonic()
+                try:
+                    figures, extra = module.measure(system, chosen)
+                except ValueError as error:
+                    if not every:
+                        raise ValueError(f"{table}, {name}: {error}") from error
+                    left_out[f"{table}, {name}{part}"] = str(error)
+                    continue
+                seconds = {"seconds": round(time.monotonic() - start, 1)}
+                results.append(Result(table, name, figures, extra, about | seconds | {"depends": depends}))
+                results[-1].save(file)
     for name, why in left_out.items():
         logger.warning("%s: not measured: %s", name, why)
     return results + earlier(folder, results, settings, about), left_out
 
 
+def by_set(table: str, module, settings: Settings) -> list[tuple[str, Settings]]:
+    """What is measured at a time, and how its file's name ends: all data, or each set."""
+    if table not in BY_SET:
+        return [("", settings)]
+    found = files(settings.data, module.FILES)
+    return [(f".{path.parent.name}.{path.name}", replace(settings, data=path)) for path in found]
+
+
 def earlier(folder: Path, results: list[Result], settings: Settings, about: dict) -> list[Result]:
     """What earlier commands measured on the same data, as much of it, with the same seed and dtype: one report of all."""
-    done = {(result.table, result.system) for result in results}
+    done = {identity(result) for result in results}
     found = [Result.read(path) for path in sorted(folder.glob("*.json"))]
-    found = [result for result in found if (result.table, result.system) not in done]
-    return [result for result in found if same_data(result, settings, about)]
+    return [result for result in found if identity(result) not in done and same_data(result, settings, about)]
+
+
+def identity(result: Result) -> tuple:
+    data = tuple(result.about["depends"]["data"]) if result.table in BY_SET else ()
+    return result.table, result.system, data
 
 
 def same_data(result: Result, settings: Settings, about: dict) -> bool:
-    then = result.about["depends"]
+    then, module = result.about["depends"], table_module(result.table)
     try:
-        now = depends_on(table_module(result.table), "", settings, about)
+        parts = [depends_on(module, "", chosen, about) for _, chosen in by_set(result.table, module, settings)]
     except ValueError:  # the data folder has none of this table's files
         return False
-    return all(then.get(key) == now[key] for key in ("data", "sampling", "tasks"))
+    return any(all(then.get(key) == now[key] for key in ("data", "sampling", "tasks")) for now in parts)
 
 
 def sampling(settings: Settings, about: dict) -> dict:

@@ -105,6 +105,23 @@ def test_what_was_done_before_an_error_is_kept(magnet, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["mtp.magnet.json"]
 
 
+def test_a_set_that_is_added_is_measured_alone(magnet, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(STORIES, data / "everyday-stories")
+    flags = ["evaluate", "infill", "--data", data, "--fast", "--limit", "2", "--out", tmp_path / "out"]
+    magnet(flags)
+    (data / "documents.txt").write_text("The bridge was built in 1932. It is long. " * 12 + "\n")
+    monkeypatch.setattr("magnet_eval.infill.read_stories", lambda *_: 1 / 0)
+    magnet(flags)
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]
+    assert {row["data"] for row in figures} == {"everyday-stories", "documents"}
+    monkeypatch.setattr("magnet_eval.infill.measure", lambda *_: 1 / 0)
+    (data / "documents.txt").unlink()
+    magnet(flags)  # and one that is taken away is out of the report
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]
+    assert {row["data"] for row in figures} == {"everyday-stories"}
+
+
 def test_a_base_is_read_from_left_to_right(magnet, base_model_path, tmp_path):
     printed = magnet(
         ["evaluate", "infill", "--model", base_model_path, "--data", STORIES, "--fast", "--out", tmp_path]
