@@ -36,7 +36,7 @@ TABLES = {
     "mtp": "Figure 6: MNTP against MTP",
     "modes": "The three modes",
 }
-BY_SET = ("infill",)  # each data set is a result of its own: all of them take hours on a CPU
+BY_SET = ("infill", "sts")  # each data set is a result of its own: all of them take hours on a CPU
 PACKAGES = ("magnet-llm", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 
 
@@ -91,7 +91,7 @@ def run(
         tables (`list[str]`): Names, or `["all"]`: those with data; the others are reported, not an error.
         systems (`list[tuple[str, str]]`): Names and paths; the first is compared with the others.
         settings ([`Settings`]): Data and limits.
-        out (`Path`): Report folder; its `results` folder caches the results, of infilling one a data set.
+        out (`Path`): Report folder; its `results` folder caches the results, those of `BY_SET` one a data set.
         about (`dict`): Written into each result.
         load (`Callable`, *optional*): Loads a system from its name and path.
 
@@ -146,7 +146,7 @@ def run(
 
 def by_set(table: str, module, settings: Settings) -> list[tuple[str, Settings]]:
     """What is measured at a time, and how its file's name ends: all data, or each set."""
-    if table not in BY_SET:
+    if table not in BY_SET or settings.tasks:
         return [("", settings)]
     found = files(settings.data, module.FILES)
     return [(f".{path.parent.name}.{path.name}", replace(settings, data=path)) for path in found]
