@@ -200,24 +200,36 @@ def contamination() -> str:
 
 
 def readme_result() -> str:
-    """The overview picture once all rivals were evaluated, till then a table."""
+    """The overview picture once all rivals were evaluated, till then two tables."""
     content = results()
     if not content:
         return ""
     if plots.overview(content):
         return "![Infilling, embedding and generation of the base, LLM2Vec, FIM-LoRA and MAGNET](docs/overview.svg)"
-    found = {(row["measure"], row_name(row)): estimate(row) for row in content["figures"]}
-    return markdown(["", "", "value (95 % interval)"], [[*names, found[key]] for key, names in SHOWN.items()])
+    found = {}
+    for row in [*content["averages"], *content["figures"]]:
+        if row["measure"] in ("perplexity", "perplexity, right side", "Spearman x 100"):
+            found.setdefault(row_name(row), {})[row["data"]] = f"{row['value']:.1f}"
+    tables = []
+    for title, names in SHOWN.items():
+        sets = list(dict.fromkeys(data for name in names for data in found.get(name, {})))
+        rows = [[told, *(found[name].get(data, "") for data in sets)] for name, told in names.items() if name in found]
+        tables.append(markdown([title, *sets], rows))
+    return "\n\n".join(tables)
 
 
-MISSING = "perplexity of a story's missing sentence"
-SHOWN = {  # rows of README's table
-    ("perplexity", "magnet, left to right"): (MISSING, "the base, from the left side alone"),
-    ("perplexity", "magnet, given length"): (MISSING, "MAGNET, from both sides, given its length"),
-    ("perplexity", "magnet, free length + END"): (MISSING, "MAGNET, from both sides, and where it ends"),
-    ("perplexity, right side", "magnet, another's"): (MISSING, "MAGNET, with the right side of another story"),
-    ("Spearman x 100", "lexical TF-IDF words"): ("similarity of sentence pairs, Spearman x 100", "TF-IDF"),
-    ("Spearman x 100", "magnet, own prompt"): ("similarity of sentence pairs, Spearman x 100", "MAGNET"),
+SHOWN = {  # README's tables
+    "Perplexity of what is missing": {
+        "magnet, left to right": "the base, from the left side alone",
+        "magnet, given length": "MAGNET, from both sides, given its length",
+        "magnet, free length + END": "MAGNET, from both sides, and where it ends",
+        "magnet, another's": "MAGNET, with the right side of another text",
+    },
+    "Similarity of sentences, Spearman x 100": {
+        "lexical TF-IDF words": "TF-IDF",
+        "lexical TF-IDF characters": "TF-IDF of characters",
+        "magnet, own prompt": "MAGNET",
+    },
 }
 
 
