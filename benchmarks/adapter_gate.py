@@ -38,7 +38,7 @@ def encoding(layers: int, hidden: int, texts: list[str], repeats: int) -> dict[s
     return side_by_side(calls, repeats)
 
 
-def main(layers: int = 8, hidden: int = 512, prompt: int = 256, new: int = 8, count: int = 32, repeats: int = 40):
+def main(layers: int = 8, hidden: int = 512, prompt: int = 256, new: int = 8, count: int = 32, repeats: int = 25):
     shape, answers = f"{layers} layers of {hidden}, LoRA r = 16 on all projections, float32", []
     seconds = in_a_fork(causal, layers, hidden, prompt, new, repeats)
     for what, told in (("read", f"a prompt of {prompt} tokens"), ("write", f"16 tokens and {new} new ones")):

@@ -116,16 +116,11 @@ def with_adapter(model, adapted, tokenizer, size: int, span: int, repeats: int) 
 
 
 def orders(model, tokenizer, size: int, span: int, gaps: int, repeats: int) -> dict:
-    """K gaps: all at once, one after another, and one call each."""
+    """Several gaps: all at once, and one after another."""
     parts = with_gaps(size, gaps, span, tokenizer)
-    pieces = parts[::2]
-    lefts = ["".join(pieces[: n + 1]) for n in range(gaps)]
-    rights = ["".join(pieces[n + 1 :]) for n in range(gaps)]
     calls = {
         "parallel": lambda: model.infill(parts, tokenizer, order="parallel"),
         "sequential": lambda: model.infill(parts, tokenizer),
-        "a call each": lambda: [model.infill([a, Gap(length=span), b], tokenizer) for a, b in zip(lefts, rights)],
-        "one gap": lambda: model.infill([lefts[0], Gap(length=span), rights[0]], tokenizer),
     }
     rounds = side_by_side(calls, repeats)
     return {"gaps": gaps, "context": size, "seconds": best(rounds), "rounds": rounds}
@@ -133,17 +128,17 @@ def orders(model, tokenizer, size: int, span: int, gaps: int, repeats: int) -> d
 
 def rivals(model, tokenizer, size: int, span: int, repeats: int) -> dict:
     """Other ways to fill the gap with the same weights."""
-    case = Case(size, tokenizer, span)
+    case, written = Case(size, tokenizer, span), {}
+    slow = {
+        "infill": lambda: case.infill(model),
+        "diffusion": lambda: case.diffusion(model),
+        "naive": lambda: written.update(naive=case.naive(model)),
+    }
+    like_ours = {"infill": lambda: case.infill(model), "fim": lambda: case.fim(model)}
+    rounds = {"like ours": side_by_side(like_ours, 2 * repeats), "slow": side_by_side(slow, 1, warm_up=False)}
     output = model.infill(case.text, tokenizer, length=span, return_dict=True)
-    assert output.gaps[0].token_ids == case.naive(model), "infill and re-forwarding disagree"
-    slow = {"infill": case.infill, "diffusion": case.diffusion, "naive": case.naive}
-    like_ours = {"infill": case.infill, "fim": case.fim}  # these need more rounds
-    like_ours, slow = (
-        side_by_side({name: lambda way=way: way(model) for name, way in ways.items()}, rounds, warm_up=rounds > 1)
-        for ways, rounds in ((like_ours, 2 * repeats), (slow, 1))
-    )
-    rounds = {"slow": slow, "like ours": like_ours}
-    return {"context": size, "seconds": best(slow | like_ours), "rounds": rounds}
+    assert output.gaps[0].token_ids == written["naive"], "infill and re-forwarding disagree"
+    return {"context": size, "seconds": best(rounds["slow"] | rounds["like ours"]), "rounds": rounds}
 
 
 def candidates(model, tokenizer, size: int, count: int, repeats: int) -> dict:
@@ -227,7 +222,7 @@ def save(found: dict) -> None:
     OUT.write_text(json.dumps(before | found, indent=1) + "\n", encoding="utf-8")
 
 
-def main(layers=8, hidden=512, contexts=(64, 256, 1024), span=SPAN, repeats=3, keep=True) -> list[dict]:
+def main(layers=8, hidden=512, contexts=(64, 256, 1024), span=SPAN, repeats=2, keep=True) -> list[dict]:
     found = in_a_fork(measured, PARTS[:4], layers, hidden, contexts, span, repeats)
     if keep:
         save(found)

@@ -39,12 +39,12 @@ def rates(
     llama = LlamaForCausalLM(LlamaConfig(**shape)).to(dtype)
     batch = random_batch(rows, length, pairs, shape["vocab_size"])
     step = Step(magnet(llama, 16, **NO_END).train(), batch, bf16)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # and the warm-up
         step()
     wide = torch.randn(shape["hidden_size"], shape["intermediate_size"], dtype=dtype)
     states, products = torch.randn(rows * length, shape["hidden_size"], dtype=dtype), 50
     calls = {"step": step, "gemm": lambda: [states @ wide for _ in range(products)]}
-    seconds = side_by_side(calls, repeats, time.perf_counter)
+    seconds = side_by_side(calls, repeats, time.perf_counter, warm_up=False)
     gemm = 2 * products * rows * length * wide.numel()
     return [counter.get_total_flops() / each for each in seconds["step"]], [gemm / each for each in seconds["gemm"]]
 
