@@ -49,7 +49,7 @@ def timed(layers: int, hidden: int, texts: list[str], repeats: int, rivals: bool
             calls[name] = lambda sentences=sentences: sentences.encode(texts, show_progress_bar=False)
         vectors = {}
         calls = {name: lambda name=name, call=call: vectors.update({name: call()}) for name, call in calls.items()}
-        seconds = side_by_side(calls, repeats, warm_up=len(texts) < 500)
+        seconds = side_by_side(calls, repeats)
     cosines = {name: float((found * vectors["stock"]).sum(1).min()) for name, found in vectors.items()}
     return seconds, cosines
 

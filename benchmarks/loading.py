@@ -62,7 +62,7 @@ def help_seconds(repeats: int) -> list[float]:
 
 
 def main(layers: int = 8, hidden: int = 512, repeats: int = 3):
-    seconds, shape = in_a_fork(loads, layers, hidden, repeats), f"{layers} layers of {hidden}, float32"
+    seconds, shape = in_a_fork(loads, layers, hidden, 3 * repeats), f"{layers} layers of {hidden}, float32"
     how = "time: MagnetLlamaForCausalLM.from_pretrained, {} / LlamaForCausalLM.from_pretrained"
     answers = [
         row("loading", shape, how.format("merged"), *compared(seconds, "merged", "stock"), "<= 1.2"),
