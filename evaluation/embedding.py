@@ -21,6 +21,7 @@ from modeling_magnet.encoding_magnet import (
 from .systems import BOTH_WAYS, LEFT_TO_RIGHT, System
 
 ECHO = "Rewrite the sentence: {text}, rewritten sentence: {text}"  # Springer et al. (2024)
+ONE_WORD = 'This sentence : "{text}" means in one word:"'  # PromptEOL, Jiang et al. (2024)
 COUNTS = {
     "lexical binary words": CountVectorizer(binary=True),
     "lexical TF-IDF words": TfidfVectorizer(),
@@ -50,6 +51,7 @@ def encoders(system: System, batch_size: int = 64) -> dict[str, Callable]:
                 model, texts, tokenizer, pooling, told, batch_size
             )
         found["Echo"] = lambda texts, told: encode_echo(model, texts, tokenizer, batch_size)
+        found["PromptEOL"] = lambda texts, told: encode_one_word(model, texts, tokenizer, batch_size)
     return {way: functools.partial(each_once, encode) for way, encode in found.items()}
 
 
@@ -93,6 +95,13 @@ def encode_echo(model, texts: list[str], tokenizer, batch_size: int = 64) -> np.
         rows.append([*start, *encoded.ids])
         kept.append([len(start) + n for n, (_, end) in enumerate(encoded.offsets) if end > second])
     return _pooled(model, rows, kept, batch_size)
+
+
+def encode_one_word(model, texts: list[str], tokenizer, batch_size: int = 64) -> np.ndarray:
+    """PromptEOL: the state that predicts the one word which the text is said to mean."""
+    start = start_ids(model.config, tokenizer)
+    rows = [[*start, *text_ids(ONE_WORD.format(text=text), tokenizer)] for text in texts]
+    return _pooled(model, rows, [[len(row) - 1] for row in rows], batch_size)
 
 
 def _pooled(model, rows, kept, batch_size) -> np.ndarray:

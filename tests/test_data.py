@@ -291,7 +291,9 @@ def test_instructions_take_turns_and_a_repeated_text_keeps_its_own(build, tmp_pa
     with open(tmp_path / "pairs.jsonl", "a") as pairs:
         pairs.write('{"text": "Mina was hungry.", "positive": "Mina ate."}\n')
     deck = build(pair_instructions=["", "Say:"]).train.pairs
-    told = [{tokenizer.decode(side[1:-1]).partition(name)[0] for side in pair} for pair, name in zip(deck.pairs, NAMES)]
+    told = [
+        {tokenizer.decode(side[1:-1]).partition(name)[0] for side in pair} for pair, name in zip(deck.pairs, NAMES)
+    ]
     own = "Given the sentence, find its representation: "
     assert told == [{own}, {""}, {"Say: "}] * 2
     assert deck.pairs[6][0] == deck.pairs[1][0]  # so that its two pairs are no negatives of each other

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from magnet_eval import clustering, sts
 from magnet_eval.data import Settings, read_graded_pairs, read_stories
-from magnet_eval.embedding import ECHO, LEXICAL, cosines, encode_words, encoders, found_their_own
+from magnet_eval.embedding import ECHO, LEXICAL, ONE_WORD, cosines, encode_words, encoders, found_their_own
 from magnet_eval.systems import System
 
 TEXTS = ["It rained.", "Ann stayed in all day long."]
@@ -37,7 +37,7 @@ def states(model, ids, mode="causal"):
     return model.model(torch.tensor([ids]), attention_mode=mode).last_hidden_state[0]
 
 
-def test_a_base_is_read_at_the_last_token_as_the_mean_and_as_an_echo(model, tokenizer):
+def test_a_base_is_read_at_the_last_token_as_the_mean_as_an_echo_and_as_one_word(model, tokenizer):
     ways = encoders(System("base", model, tokenizer))
     ids = [1, *tokenizer("Say: It rained.", add_special_tokens=False)["input_ids"], 2]
     found = {way: encode(TEXTS, "Say:")[0] for way, encode in ways.items()}
@@ -47,6 +47,8 @@ def test_a_base_is_read_at_the_last_token_as_the_mean_and_as_an_echo(model, toke
     count = len(tokenizer(f" {TEXTS[0]}", add_special_tokens=False)["input_ids"])
     assert tokenizer.decode(ids[-count:]) == " It rained."
     np.testing.assert_allclose(found["Echo"], unit(states(model, ids)[-count:].mean(0)), atol=1e-5)
+    ids = tokenizer(ONE_WORD.format(text=TEXTS[0]), add_special_tokens=False)["input_ids"]
+    np.testing.assert_allclose(found["PromptEOL"], unit(states(model, [1, *ids])[-1]), atol=1e-5)
     own = ways["last token"](TEXTS)  # its own prompt where no other is told
     np.testing.assert_allclose(own, ways["last token"](TEXTS, model.config.representation_prompt))
 
@@ -57,7 +59,7 @@ def test_magnet_is_read_by_its_own_encode(model, tokenizer):
         np.testing.assert_allclose(
             encode(TEXTS, "Say:"), model.encode(TEXTS, tokenizer, instruction="Say:"), atol=1e-6
         )
-    assert list(encoders(System("fim", model, tokenizer))) == ["last token", "mean", "Echo"]
+    assert list(encoders(System("fim", model, tokenizer))) == ["last token", "mean", "Echo", "PromptEOL"]
 
 
 def test_rivals_that_count_words():
