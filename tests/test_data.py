@@ -53,7 +53,7 @@ def test_a_text_that_fits_is_one_block_and_a_short_one_is_none(tokenizer):
 def test_control_tokens_spelt_out_in_a_text_stay_text(tokenizer, control):
     text = f"Tom wrote {control} on the wall, then {control}{control} on the door."
     (block,) = tokenize_texts(documents(text), tokenizer, max_length=256)
-    (sentence,) = tokenize_sentences([text], tokenizer, [""], 256, [])
+    (sentence,) = tokenize_sentences([text], tokenizer, "", 256, [])
     for ids in (block.ids, sentence[:-1]):
         assert not set(ids) & set(tokenizer.all_special_ids) and tokenizer.decode(ids) == text
 
@@ -67,13 +67,13 @@ def test_sentence_starts_mark_the_first_token_of_each_sentence(tokenizer):
 
 @pytest.mark.parametrize("start", [[1], []], ids=["bos", "as Qwen and SmolLM2"])
 def test_a_sentence_is_start_prompt_sentence_eos_and_keeps_its_eos(tokenizer, start):
-    (whole,) = tokenize_sentences([STORY], tokenizer, ["Find it:"], 512, start)
+    (whole,) = tokenize_sentences([STORY], tokenizer, "Find it:", 512, start)
     assert whole[: len(start)] == start and whole[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(whole[len(start) : -1]) == f"Find it: {STORY}"
     for length in (12, len(whole)):
-        (cut,) = tokenize_sentences([STORY], tokenizer, ["Find it:"], length, start)
+        (cut,) = tokenize_sentences([STORY], tokenizer, "Find it:", length, start)
         assert cut == whole[: length - 1] + [tokenizer.eos_token_id]
-    assert tokenizer.decode(tokenize_sentences(["Tom."], tokenizer, [""], 64, start)[0][len(start) : -1]) == "Tom."
+    assert tokenizer.decode(tokenize_sentences(["Tom."], tokenizer, "", 64, start)[0][len(start) : -1]) == "Tom."
 
 
 # ------------------------------------------------------------------------------------------------- data set and collator
@@ -155,15 +155,13 @@ def test_pairs_that_share_a_text_share_a_pair_id():
 # ------------------------------------------------------------------------------------------------------- a run's data
 
 
-NAMES = ["Tom", "Mina", "Jorge", "Elif", "Sam", "Ada"]
-
-
 @pytest.fixture
 def build(tmp_path, tokenizer, text_magnet):
     """`build(**settings)`: the data of a run on the files of `tmp_path`, told any field of its arguments."""
     story = "{} was hungry. He went to the kitchen to look for bread. There was no bread. So he baked a loaf."
-    (tmp_path / "texts.txt").write_text("".join(f"{story.format(name)}\n" for name in NAMES))
-    rows = [{"text": f"{name} was hungry.", "positive": f"{name} wanted food."} for name in NAMES]
+    names = ["Tom", "Mina", "Jorge", "Elif", "Sam", "Ada"]
+    (tmp_path / "texts.txt").write_text("".join(f"{story.format(name)}\n" for name in names))
+    rows = [{"text": f"{name} was hungry.", "positive": f"{name} wanted food."} for name in names]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def build(tokenizer=tokenizer, **settings):
@@ -285,18 +283,6 @@ def test_what_is_in_the_data_is_logged_and_what_is_alarming_warned_of(build, tmp
         "12 of 12 sentences exceed pair_max_length=6 and were cut",
     ):
         assert warning in caplog.text
-
-
-def test_instructions_take_turns_and_a_repeated_text_keeps_its_own(build, tmp_path, tokenizer):
-    with open(tmp_path / "pairs.jsonl", "a") as pairs:
-        pairs.write('{"text": "Mina was hungry.", "positive": "Mina ate."}\n')
-    deck = build(pair_instructions=["", "Say:"]).train.pairs
-    told = [
-        {tokenizer.decode(side[1:-1]).partition(name)[0] for side in pair} for pair, name in zip(deck.pairs, NAMES)
-    ]
-    own = "Given the sentence, find its representation: "
-    assert told == [{own}, {""}, {"Say: "}] * 2
-    assert deck.pairs[6][0] == deck.pairs[1][0]  # so that its two pairs are no negatives of each other
 
 
 def test_held_out_pairs_are_those_of_their_own_file(build, tmp_path, tokenizer, caplog):

@@ -67,16 +67,15 @@ def _cut(ids, sentence_starts, origin, size) -> list[Text]:
 
 
 def tokenize_sentences(
-    sentences: list[str], tokenizer, prompts: list[str], max_length: int, start: list[int]
+    sentences: list[str], tokenizer, prompt: str, max_length: int, start: list[int]
 ) -> list[list[int]]:
     """
-    Builds `start prompt sentence [EOS]`, as `encode()` does; `start` is [BOS] or empty, and each sentence has its prompt.
-    Sentences that are too long lose their end, never the [EOS], and are counted.
+    Builds `start prompt sentence [EOS]`, as `encode()` does; `start` is [BOS] or empty. Sentences that are too long
+    lose their end, never the [EOS], and are counted.
     """
     found, room = [], max_length - len(start) - 1
     for first in tqdm(range(0, len(sentences), 1000), desc="tokenize", unit="k sentences", leave=False, disable=None):
-        batch = zip(prompts[first : first + 1000], sentences[first : first + 1000])
-        batch = [f"{prompt} {text}" if prompt else text for prompt, text in batch]
+        batch = [f"{prompt} {text}" if prompt else text for text in sentences[first : first + 1000]]
         found += tokenizer(batch, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     if too_long := sum(len(ids) > room for ids in found):
         logger.warning("%d of %d sentences exceed pair_max_length=%d and were cut.", too_long, len(found), max_length)

@@ -15,7 +15,7 @@ from ..settings.arguments import check_pairs
 from ..views import special_tokens
 from .blocks import Text, tokenize_sentences, tokenize_texts
 from .dataset import MagnetCollator, MagnetDataset
-from .pairs import Pair, PairDeck, group_pairs, load_pairs
+from .pairs import Pair, PairDeck, load_pairs
 from .reading import Document, load_texts
 from .sentences import fold, long_sentences
 from .streaming import StreamCallback, StreamedDataset, block_stream, source_fingerprint
@@ -102,11 +102,8 @@ def prepare(
     def texts_of(documents: list[Document]) -> list[Text]:
         return tokenize_texts(documents, tokenizer, view_args.max_length) if documents else []
 
-    def deck(pairs: list[Pair], instructions: list[str] = ()) -> PairDeck:
-        prompts = [config.representation_prompt, *instructions]
-        groups = group_pairs([(pair.text, pair.positive) for pair in pairs])
-        told = [prompts[group % len(prompts)] for group in groups]  # repeated texts get one prompt, and stay equal
-        reading = (tokenizer, told, view_args.pair_max_length, start)
+    def deck(pairs: list[Pair]) -> PairDeck:
+        reading = (tokenizer, config.representation_prompt, view_args.pair_max_length, start)
         anchors = positives = tokenize_sentences([pair.text for pair in pairs], *reading)
         if not are_their_own(pairs):
             positives = tokenize_sentences([pair.positive for pair in pairs], *reading)
@@ -114,8 +111,7 @@ def prepare(
 
     settings = active_views(view_args, training_args)
     parts = (settings, special_tokens(config, tokenizer), training_args.pairs_per_row, training_args.seed)
-    pairs = deck(sources.pairs, view_args.pair_instructions)
-    texts, held_out = texts_of(sources.texts), texts_of(sources.held_out_texts)
+    pairs, texts, held_out = deck(sources.pairs), texts_of(sources.texts), texts_of(sources.held_out_texts)
     callbacks = []
     if blocks is None:
         train = MagnetDataset(texts, pairs, *parts)

@@ -106,9 +106,6 @@ class ViewArguments:
 
     max_length: int = HfArg(default=512, help="Maximum tokens of a text row, with [BOS]; longer texts are split.")
     pair_max_length: int = HfArg(default=128, help="Maximum tokens of a sentence, with prompt, [BOS] and [EOS].")
-    pair_instructions: list[str] = HfArg(
-        default_factory=list, help="Instructions that take turns with representation_prompt before the pairs."
-    )
     mask_ratio: float = HfArg(default=0.2, help="Share of tokens masked for MNTP.")
     mask_share: float = HfArg(default=0.8, help="Share of those replaced by the mask token.")
     random_share: float = HfArg(default=0.1, help="Share of those replaced by a random token.")
