@@ -38,7 +38,7 @@ once "$BASE" magnet fetch smollm2-135m --output_dir "$BASE"
 once "$RUNS/texts.txt" python examples/prepare_open_text.py --output_file "$RUNS/texts.txt" "${TEXTS[@]}" \
   --stories "$TRAIN" --copies 4
 once "$RUNS/pairs.jsonl" python examples/prepare_pairs.py --output_file "$RUNS/pairs.jsonl" "${PARAPHRASES[@]}" \
-  --stories "$TRAIN"
+  --stories "$TRAIN" --neighbours "$RUNS/texts.txt=13800"
 test_sets
 
 # ------------------------------------------------------------------------------------------------------------- training

@@ -32,7 +32,7 @@ SOURCES = f"""
   (CC BY 4.0), fairy tales (public domain) and African Storybook (CC BY), English novels (public domain), TinyStories
   (CDLA-Sharing-1.0), everyday-stories (CC0).
 * Sentence pairs: OneStopEnglish, WikiSplit and E2E restaurants (CC BY-SA 4.0), TurkCorpus (text of Wikipedia),
-  everyday-stories (CC0). None has a sentence of STS12-16, STS-B or SICK.
+  everyday-stories (CC0), none of which has a sentence of STS12-16, STS-B or SICK; and neighbouring sentences of the texts.
 * The adapter: Apache-2.0.
 """
 
