@@ -73,7 +73,7 @@ second fim "$RUNS/fim-1" $FIM
 MNTP="--lambda_mntp 1 --lambda_msg 0 --max_spans 0 --all_span_ratio 0 --gap_layout exact"
 ONLY_PAIRS="--lambda_mntp 0 --lambda_msg 0 --mask_ratio 0 --max_spans 0 --gap_layout exact"
 first llm2vec-mntp $MNTP --causal_adapter true --pooling mean --representation_prompt "" $SAVED
-second llm2vec "$RUNS/llm2vec-mntp" $ONLY_PAIRS --positives dropout --sscl_dropout 0.3 --temperature 0.05
+second llm2vec "$RUNS/llm2vec-mntp" $ONLY_PAIRS --positives dropout --sscl_dropout 0.3
 
 # ablations (Table 9), and MTP against MNTP (Figure 6), with a third of both phases
 THIRD="--max_steps 267" LAST="--max_steps 30"
