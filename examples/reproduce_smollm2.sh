@@ -11,8 +11,8 @@
 # RIVALS     further systems, such as "fim-qwen=QWEN2.5-CODER-0.5B encoder-mpnet=MPNET encoder-minilm=MINILM encoder-bge=BGE"
 # JUDGE      a language model for join bits that is none of the systems
 #
-# Repeat the command to resume: what is done is skipped. A step takes 11 s on two CPU cores, so MAGNET and each control about three
-# hours, and the ablations about five together.
+# Repeat the command to resume: what is done is skipped. A step takes 10 to 14 s on two CPU cores, so MAGNET and each control
+# about three hours, and the ablations about five together.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source examples/reproduce_common.sh
