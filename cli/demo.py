@@ -128,7 +128,7 @@ def fills(model, tokenizer, stories: list[dict]) -> str:
         CHOICE, tokenizer, return_dict=True, num_return_sequences=3, num_candidates=8, do_sample=True, stop="sentence"
     )
     lines += ["", "Alternatives, sampled, best first:", ""] + [f"* {bold(output)}" for output in ways]
-    gaps = {"place": model.Gap(length=(1, 3)), "deed": model.Gap(stop="sentence")}
+    gaps = {"place": model.Gap(length=1), "deed": model.Gap(stop="sentence")}
     named = model.infill(TEMPLATE, tokenizer, gaps=gaps, return_dict=True)
     lines += ["", "A template with named gaps:", "", f"* {bold(named)}"]
     lines += [f"  {gap.name}: {gap.text.strip()!r} ({gap.finish_reason})" for gap in named.gaps]

@@ -25,8 +25,8 @@ CARD = {  # measures shown in a model card: Hub task, metric, task name, and the
         "perplexity",
         "Infilling",
         {
-            "given length": "perplexity of the missing sentence, given length",
-            "free length + END": "perplexity of the missing sentence and its end",
+            "given length": "perplexity of the missing text, given length",
+            "free length + END": "perplexity of the missing text and its end",
             "left to right": "the same from the left alone, causal mode",
         },
     ),
@@ -34,7 +34,7 @@ CARD = {  # measures shown in a model card: Hub task, metric, task name, and the
         "text-generation",
         "perplexity",
         "Generation",
-        {"whole texts": "perplexity of whole stories, causal mode"},
+        {"whole texts": "perplexity of whole texts, causal mode"},
     ),
     "Spearman x 100": (
         "sentence-similarity",

@@ -40,7 +40,7 @@ def test_the_shipped_adapter_is_small_and_its_card_tells_base_data_and_results()
     given, alone = (
         next(each for each in measured if each.metric_name == name)
         for name in (
-            "perplexity of the missing sentence, given length",
+            "perplexity of the missing text, given length",
             "the same from the left alone, causal mode",
         )
     )
