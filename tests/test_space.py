@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SPACE = ROOT / "examples" / "space"
 TINY = ROOT / "tests" / "assets" / "magnet-tiny"
 STORY = "Anna opened the box. <|gap|> She named the puppy Max."
-# MAGNET_SCREENSHOTS=docs writes docs/space.png and docs/space_mask.png anew
+# MAGNET_SCREENSHOTS=docs writes docs/space.png and docs/space_mask.png anew, the first with the checkpoint MAGNET_MODEL
 PICTURES = os.environ.get("MAGNET_SCREENSHOTS")
+SHOWN = os.environ.get("MAGNET_MODEL") if PICTURES else None
 try:
     from playwright.sync_api import expect, sync_playwright
 except ModuleNotFoundError:
@@ -292,7 +293,7 @@ def url():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"MAGNET_MODEL": str(TINY)}
+    environment = os.environ | {"MAGNET_MODEL": SHOWN or str(TINY)}
     server = subprocess.Popen([sys.executable, str(ROOT / "tests" / "space_server.py"), str(port)], env=environment)
     address = f"http://127.0.0.1:{port}/magnet/"
     try:
