@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from magnet_hub.eval_results import weights_of
+
 from .data import Settings, files
 from .figures import Figure
 from .systems import System, load_system
@@ -121,9 +123,10 @@ def run(
         wanted = {table: module for table, module in modules.items() if System(name).kind in module.KINDS}
         if system is not None:
             wanted = {table: module for table, module in wanted.items() if system in getattr(module, "RIVALS", ())}
+        weights = path and (weights_of(path) or path)  # in folders; a hub id has none here
         for table, module in tqdm(wanted.items(), desc=name, leave=False, disable=None):
             for part, chosen in by_set(table, module, settings):
-                depends = depends_on(module, path, chosen, about)
+                depends = depends_on(module, weights, chosen, about)
                 file = folder / f"{table}.{name}{part}.json".replace(" ", "_")
                 if file.is_file() and (done := Result.read(file)).about.get("depends") == depends:
                     results.append(done)
@@ -177,12 +180,11 @@ def sampling(settings: Settings, about: dict) -> dict:
     return {name: getattr(settings, name) for name in ("limit", "fast", "seed")} | {"dtype": about.get("dtype")}
 
 
-def depends_on(module, path: str, settings: Settings, about: dict) -> dict:
-    """What a result depends on; any change runs the table again."""
-    weights = sorted(Path(path).glob("*.safetensors")) if path else []
+def depends_on(module, weights: dict[str, str] | str, settings: Settings, about: dict) -> dict:
+    """What a result depends on; any change runs the table again. Weights are known by their sha256, wherever they lie."""
     data = files(settings.data, module.FILES) if module.FILES and not settings.tasks else []
     return {
-        "weights": {each.name: [each.stat().st_size, int(each.stat().st_mtime)] for each in weights} or path,
+        "weights": weights,
         "data": {f"{each.parent.name}/{each.name}": each.stat().st_size for each in data},
         "sampling": sampling(settings, about),
         "tasks": list(settings.tasks),

@@ -17,10 +17,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source examples/reproduce_common.sh
 
-POINTS="100 200" CURVE="200 400 600 800" SAVED="--save_steps 100 --save_total_limit 9"
+POINTS="50 100 200 267" SAVED="--save_steps 50 --save_total_limit 9"
 TEXTS=() PARAPHRASES=()
 if [ -n "${DRY_RUN:-}" ]; then
-  POINTS="1 2" CURVE="1 2"
+  POINTS="1 2"
 else
   BASE=${BASE:-runs/smollm2-base}
   for source in wiki-2018.txt.gz=20700:5500 textbooks.txt.gz=24:2000 novels.txt.gz=16000:2500 tales.txt.gz=571:4000 \
@@ -40,6 +40,10 @@ once "$RUNS/texts.txt" python examples/prepare_open_text.py --output_file "$RUNS
 once "$RUNS/pairs.jsonl" python examples/prepare_pairs.py --output_file "$RUNS/pairs.jsonl" "${PARAPHRASES[@]}" \
   --stories "$TRAIN" --neighbours "$RUNS/texts.txt=13800"
 test_sets
+if [ -z "${DRY_RUN:-}" ] && [ ! -d "$RUNS/eval/documents" ]; then # the next 200 articles after those of the texts
+  mkdir "$RUNS/eval/documents"
+  gunzip -c "$OPEN_TEXT/wiki-2018.txt.gz" | sed -n "20701,20900p" >"$RUNS/eval/documents/documents.txt"
+fi
 
 # ------------------------------------------------------------------------------------------------------------- training
 # Two phases for every system: 800 steps of 16 rows, then 90 steps of 8 rows and 40 pairs; a rank of 32 on all projections.
@@ -51,10 +55,14 @@ second() { # NAME CHECKPOINT FLAGS...
     --pairs_file "$RUNS/pairs.jsonl" "${@:3}"
 }
 
-first magnet-1 $SAVED
+merged() { # NAME CHECKPOINT
+  once "$RUNS/$1" magnet export --model_name_or_path "$2" --form merged --output_dir "$RUNS/$1"
+}
+
+first magnet-1
 second magnet "$RUNS/magnet-1"
 # the same weights with the adapter on in causal mode, as in the paper
-once "$RUNS/magnet-paper" magnet export --model_name_or_path "$RUNS/magnet" --form merged --output_dir "$RUNS/magnet-paper"
+merged magnet-paper "$RUNS/magnet"
 
 # causal-LM: each row is one span
 CAUSAL="--all_span_ratio 1 --causal_adapter true --lambda_mntp 0"
@@ -72,7 +80,7 @@ second fim "$RUNS/fim-1" $FIM
 # LLM2Vec: MNTP, then SimCSE with the first sentences of the pairs
 MNTP="--lambda_mntp 1 --lambda_msg 0 --max_spans 0 --all_span_ratio 0 --gap_layout exact"
 ONLY_PAIRS="--lambda_mntp 0 --lambda_msg 0 --mask_ratio 0 --max_spans 0 --gap_layout exact"
-first llm2vec-mntp $MNTP --causal_adapter true --pooling mean --representation_prompt "" $SAVED
+first llm2vec-mntp $MNTP --causal_adapter true --pooling mean --representation_prompt ""
 second llm2vec "$RUNS/llm2vec-mntp" $ONLY_PAIRS --positives dropout --sscl_dropout 0.3
 
 # ablations (Table 9), and MTP against MNTP (Figure 6), with a third of both phases
@@ -80,7 +88,7 @@ THIRD="--max_steps 267" LAST="--max_steps 30"
 first mntp-1 $MNTP $THIRD $SAVED
 first mtp $MNTP --mask_objective mtp $THIRD $SAVED
 first msg-1 --lambda_mntp 0 --mask_ratio 0 $THIRD
-first all-1 $THIRD
+first all-1 $THIRD $SAVED
 second magnet-mntp "$RUNS/mntp-1" $MNTP --lambda_sscl 0 $LAST
 second magnet-sscl "$BASE" $ONLY_PAIRS $LAST
 second magnet-mntp-msg "$RUNS/all-1" --lambda_sscl 0 $LAST
@@ -98,13 +106,13 @@ evaluate infill repetition $OURS --baseline $(named magnet-paper)
 evaluate sts norms $(if has "*conll*/valid.txt"; then echo words; fi) $OURS --baseline \
   $(named magnet-mntp magnet-sscl magnet-mntp-msg magnet-sscl-msg magnet-all)
 
-# Figures 5 and 6: a system per training step
-for step in $CURVE; do
-  once "$RUNS/paper-$step" magnet export --model_name_or_path "$RUNS/magnet-1/checkpoint-$step" --form merged \
-    --output_dir "$RUNS/paper-$step"
+# Figures 5 and 6: a system per step of the runs with a third of the training; for repetition, the adapter is on
+for step in $POINTS; do
+  merged "paper-$step" "$RUNS/all-1/checkpoint-$step"
+  merged "llm2vec-$step" "$RUNS/mntp-1/checkpoint-$step"
 done
 evaluate repetition $OURS --baseline \
-  $(for n in $CURVE; do echo "magnet-paper-$n=$RUNS/paper-$n llm2vec-mntp-$n=$RUNS/llm2vec-mntp/checkpoint-$n"; done)
+  $(for n in $POINTS; do echo "magnet-paper-$n=$RUNS/paper-$n llm2vec-mntp-$n=$RUNS/llm2vec-$n"; done)
 evaluate mtp $OURS --baseline \
   $(for n in $POINTS; do echo "mtp-$n=$RUNS/mtp/checkpoint-$n magnet-mntp-$n=$RUNS/mntp-1/checkpoint-$n"; done)
 

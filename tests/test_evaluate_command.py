@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import TINY, Magnet
+from safetensors.torch import load_file, save_file
 
 from magnet_cli.evaluate import loader, parse, revision_of, start_token
 from magnet_eval import run as running
@@ -120,6 +121,20 @@ def test_a_set_that_is_added_is_measured_alone(magnet, tmp_path, monkeypatch):
     magnet(flags)  # and one that is taken away is out of the report
     figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]
     assert {row["data"] for row in figures} == {"everyday-stories"}
+
+
+def test_a_result_belongs_to_the_weights_wherever_they_lie(magnet, tmp_path, monkeypatch):
+    shutil.copytree(TINY, tmp_path / "moved", copy_function=shutil.copy)  # later than the original
+    flags = ["--data", STORIES, "--fast", "--limit", "2", "--out", tmp_path / "out"]
+    magnet(["evaluate", "norms", *flags])
+    monkeypatch.setattr("magnet_eval.norms.measure", lambda *_: 1 / 0)
+    magnet(["evaluate", "norms", "--model", tmp_path / "moved", *flags])
+    weights = tmp_path / "moved" / "model.safetensors"
+    tensors = load_file(weights)
+    next(tensor for name, tensor in tensors.items() if name.endswith("q_proj_lora.B"))[0, 0] += 1.0
+    save_file(tensors, weights, {"format": "pt"})  # as large as before
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        magnet(["evaluate", "norms", "--model", tmp_path / "moved", *flags])
 
 
 def test_a_base_is_read_from_left_to_right(magnet, base_model_path, tmp_path):
