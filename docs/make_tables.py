@@ -221,6 +221,7 @@ def readme_result() -> str:
 SHOWN = {  # README's tables
     "Perplexity of what is missing": {
         "magnet, left to right": "the base, from the left side alone",
+        "causal, left to right": "the base trained on the same texts, from the left side alone",
         "magnet, given length": "MAGNET, from both sides, given its length",
         "magnet, free length + END": "MAGNET, from both sides, and where it ends",
         "magnet, another's": "MAGNET, with the right side of another text",
