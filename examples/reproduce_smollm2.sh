@@ -40,9 +40,10 @@ once "$RUNS/texts.txt" python examples/prepare_open_text.py --output_file "$RUNS
 once "$RUNS/pairs.jsonl" python examples/prepare_pairs.py --output_file "$RUNS/pairs.jsonl" "${PARAPHRASES[@]}" \
   --stories "$TRAIN" --neighbours "$RUNS/texts.txt=13800"
 test_sets
-if [ -z "${DRY_RUN:-}" ] && [ ! -f "$RUNS/eval/documents.txt" ]; then # the next 200 articles after those of the texts
+if [ -z "${DRY_RUN:-}" ] && [ ! -f "$RUNS/eval/documents/documents.txt" ]; then # the next 200 articles after those of the texts
+  mkdir -p "$RUNS/eval/documents"
   gunzip -c "$OPEN_TEXT/wiki-2018.txt.gz" | sed -n "20701,20900p" >"$RUNS/eval/unfinished"
-  mv "$RUNS/eval/unfinished" "$RUNS/eval/documents.txt"
+  mv "$RUNS/eval/unfinished" "$RUNS/eval/documents/documents.txt"
 fi
 
 # ------------------------------------------------------------------------------------------------------------- training
