@@ -133,8 +133,12 @@ STUDIES = {
     "smollm2_1_7b": "results_smollm2_1_7b.json",
     "llama2_7b": "results_llama2_7b.json",
 }
-BESIDE = {"base": "Llama-2-7B", "llm2vec": "LLM2Vec", "magnet-paper": "MAGNET"}  # our systems, and the paper's rows
-THE_PAPERS_WAYS = ("", "last token", "left to right", "given length", "greedy")
+BESIDE = {  # our systems, the paper's rows, and the ways that the paper has
+    "base": ("Llama-2-7B", ("", "last token", "left to right", "greedy")),
+    "llm2vec": ("LLM2Vec", ("", "greedy")),
+    "magnet": ("MAGNET", ("", "given length", "greedy")),
+}
+GENERATED = ("repetition", "knowledge")  # in causal mode, where the paper's model has its adapter on: magnet-paper's
 UNMEASURED = "Not measured yet."
 
 
@@ -173,18 +177,22 @@ def beside_the_paper(study: str) -> str:
     if not content and study != "smollm2":  # the paper's numbers stand in the first
         return UNMEASURED
     measured = {
-        (row["table"], row["system"], f"{row['data']}: {row['measure']}"): estimate(row)
+        (row["table"], row["system"], row["way"], f"{row['data']}: {row['measure']}"): estimate(row)
         for row in content.get("figures", [])
-        if row["way"] in THE_PAPERS_WAYS
     }
     for table in EVALUATED:
         paper = table_module(table).PAPER
-        chosen = [next((paper[name] for name in paper if name.startswith(start)), {}) for start in BESIDE.values()]
+        chosen = [next((paper[name] for name in paper if name.startswith(start)), {}) for start, _ in BESIDE.values()]
         for column in dict.fromkeys(column for values in chosen for column in values):
             theirs = [f"{values[column]:g}" if column in values else "" for values in chosen]
-            ours = [measured.get((table, system, column), "") for system in BESIDE]
+            ours = []
+            for system, (_, ways) in BESIDE.items():
+                system = "magnet-paper" if system == "magnet" and table in GENERATED else system
+                ours.append(
+                    next((measured[key] for way in ways if (key := (table, system, way, column)) in measured), "")
+                )
             rows.append([f"`{table}`", column, *theirs, *ours])
-    header = ["", "", *(f"paper: {name}" for name in BESIDE.values()), *(f"here: {name}" for name in BESIDE)]
+    header = ["", "", *(f"paper: {name}" for name, _ in BESIDE.values()), *(f"here: {name}" for name in BESIDE)]
     return markdown(header, rows)
 
 
