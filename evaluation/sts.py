@@ -1,8 +1,8 @@
 """Table 2: semantic textual similarity, Spearman x 100; and retrieval of a sentence by its paraphrase.
 
-Every system gets the paper's instruction (Table 10), and MAGNET also its own prompt. `--tasks STS12 STSBenchmark` downloads
-mteb's own data sets instead. Published averages of the seven sets: SGPT-125M (causal, supervised) 75.60; SimCSE, BERT-base,
-unsupervised 76.25; LLM2Vec, Sheared-LLaMA-1.3B, unsupervised 70.81.
+Every system gets the paper's instruction (Table 10); MAGNET and LLM2Vec also their own prompt, which for LLM2Vec is none.
+`--tasks STS12 STSBenchmark` downloads mteb's own data sets instead. Published averages of the seven sets: SGPT-125M (causal,
+supervised) 75.60; SimCSE, BERT-base, unsupervised 76.25; LLM2Vec, Sheared-LLaMA-1.3B, unsupervised 70.81.
 """
 
 import numpy as np
@@ -52,11 +52,11 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
 
 
 def ways(system: System, settings: Settings) -> dict:
-    """The ways to encode: with the instruction, and MAGNET's with its own prompt."""
+    """The ways to encode: with the instruction, and as MAGNET and LLM2Vec were trained, with their own prompt or none."""
     found = {}
     for way, encode in encoders(system, settings.batch_size).items():
         found[way] = lambda texts, encode=encode: encode(texts, INSTRUCTION)
-        if system.kind in BOTH_WAYS and system.model.config.representation_prompt:
+        if system.kind in BOTH_WAYS:
             found["own prompt"] = encode
     return found
 

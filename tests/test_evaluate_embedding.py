@@ -130,7 +130,7 @@ def test_a_frozen_encoder_reads_sentences_and_words(tmp_path):
         load_system("encoder", str(tmp_path / "bert"))
 
 
-def test_the_table_of_sts(model, tokenizer, stories):
+def test_the_table_of_sts(model, tokenizer, stories, monkeypatch):
     system, settings = System("magnet", model, tokenizer), Settings(stories, limit=8)
     figures, _ = sts.measure(system, settings)
     assert [(each.measure.split()[0], each.way) for each in figures] == [
@@ -140,6 +140,11 @@ def test_the_table_of_sts(model, tokenizer, stories):
     assert figures[0].value == pytest.approx(told) and len(figures[0].columns[0]) == 8
     assert figures[2].value == pytest.approx(sts.spearman(lambda texts: model.encode(texts, tokenizer), pairs))
     assert len(figures[1].columns[0]) == 40  # the sentences of eight stories
+    monkeypatch.setattr(model.config, "representation_prompt", "")  # as LLM2Vec is trained
+    bare, _ = sts.measure(System("llm2vec", model, tokenizer), settings)
+    assert bare[0].value == figures[0].value and bare[2].way == "own prompt"
+    unprompted = sts.spearman(lambda texts: model.encode(texts, tokenizer, instruction=""), pairs)
+    assert bare[2].value == pytest.approx(unprompted) and bare[2].value != bare[0].value
     figures, _ = sts.measure(LEXICAL[1], settings)
     assert [each.way for each in figures] == ["", ""] and figures[0].tokens is None
 
