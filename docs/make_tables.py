@@ -237,6 +237,7 @@ SHOWN = {  # README's tables
     "Similarity of sentences, Spearman x 100": {
         "lexical TF-IDF words": "TF-IDF",
         "lexical TF-IDF characters": "TF-IDF of characters",
+        "llm2vec, own prompt": "LLM2Vec (MNTP, SimCSE), the same base, texts and rank",
         "magnet, own prompt": "MAGNET",
     },
 }
