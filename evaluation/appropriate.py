@@ -17,6 +17,7 @@ import csv
 import functools
 import json
 import random
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -44,15 +45,29 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
     """The automatic metrics of each way to fill, and the fills."""
     found, texts = [], {}
     cases = cases_of(system, settings, MOST_STORIES)
+    joins = join_bits(cases, settings.judge)
     for way, fill in fillers(system, settings).items():
         fills = fill(cases)
-        found += stand_ins(cases, fills, way, system.tokenizer, settings.judge)
+        found += stand_ins(cases, fills, way, system.tokenizer, joins)
         texts[way] = [each.text for each in fills]
     stories = [{"left": case.left, "right": case.right, "gold": case.gold} for case in cases]
     return found, {"stories": stories, "fills": texts}
 
 
-def stand_ins(cases: list[Case], fills: list[Fill], way: str, tokenizer, judge: System | None) -> list[Figure]:
+def join_bits(cases: list[Case], judge: System | None) -> Callable[[list[Fill]], np.ndarray] | None:
+    """The join bits of fills, a function of one fill per case; it judges the text without fills only once."""
+    if judge is None:
+        return None
+
+    def judged(befores):  # (cases,)
+        texts = [(before, case.right) for before, case in zip(befores, cases)]
+        return right_bits(judge.model, judge.tokenizer, texts)
+
+    alone = judged([case.left for case in cases])
+    return lambda fills: judged([f"{case.left} {fill.text}".strip() for case, fill in zip(cases, fills)]) - alone
+
+
+def stand_ins(cases: list[Case], fills: list[Fill], way: str, tokenizer, joins=None) -> list[Figure]:
     """The automatic metrics, one value per story."""
     pairs = list(zip(cases, fills))
     lengths = [len(fill_ids(fill.text, case.document, 0, tokenizer)) for case, fill in pairs]
@@ -64,10 +79,8 @@ def stand_ins(cases: list[Case], fills: list[Fill], way: str, tokenizer, judge: 
         "ROUGE-L": [rouge_l(case.gold, fill.text) for case, fill in pairs],
         "copied %": [100.0 * (folded(fill.text) in texts) for fill, texts in zip(fills, around)],
     }
-    if judge is not None:
-        texts = [(f"{case.left} {fill.text}".strip(), case.right) for case, fill in pairs]
-        alone = right_bits(judge.model, judge.tokenizer, [(case.left, case.right) for case in cases])
-        values["join bits"] = right_bits(judge.model, judge.tokenizer, texts) - alone
+    if joins is not None:
+        values["join bits"] = joins(fills)
     return means("fills", values, way)
 
 

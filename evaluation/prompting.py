@@ -4,7 +4,7 @@ prompts. Metrics as in Table 5; the examples are stories that are not evaluated:
 
 from modeling_magnet.encoding_magnet import text_ids
 
-from .appropriate import RATED_STORIES, stand_ins
+from .appropriate import RATED_STORIES, join_bits, stand_ins
 from .data import STORIES, Settings
 from .figures import Figure
 from .systems import System
@@ -63,11 +63,11 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
         )
     ways = {f"zero-shot {name}": (prompt, []) for name, prompt in ZERO_SHOT.items()}
     ways |= {f"five-shot {name}": (prompt, examples) for name, prompt in FIVE_SHOT.items()}
-    found, texts = [], {}
+    found, texts, joins = [], {}, join_bits(cases, settings.judge)
     for way, (prompt, shown) in ways.items():
         prompts = [prompt_ids(system, case, prompt, shown) for case in cases]
         fills = written(system, cases, prompts, settings, True)
-        found += stand_ins(cases, fills, way, system.tokenizer, settings.judge)
+        found += stand_ins(cases, fills, way, system.tokenizer, joins)
         texts[way] = [fill.text for fill in fills]
     stories = [{"left": case.left, "right": case.right, "gold": case.gold} for case in cases]
     return found, {"stories": stories, "fills": texts}

@@ -25,7 +25,7 @@ from magnet_eval.data import Settings, read_code, read_stories
 from magnet_eval.figures import Figure
 from magnet_eval.report import people
 from magnet_eval.run import Result
-from magnet_eval.scoring import GapExample, sentence_gaps, span_costs
+from magnet_eval.scoring import GapExample, right_bits, sentence_gaps, span_costs
 from magnet_eval.systems import System
 from magnet_train.fim import fim_markers, fim_row
 from modeling_magnet.modeling_magnet import low_rank_parts
@@ -299,14 +299,17 @@ def test_magnets_fills_are_those_of_infill(magnet, cases, tmp_path):
 
 def test_the_stand_ins_of_judgement(magnet, cases):
     fills = [writing.Fill("He went home.", True), writing.Fill("It ran off.", False)]
-    figures = appropriate.stand_ins(cases, fills, "", magnet.tokenizer, magnet)
+    joins = appropriate.join_bits(cases, magnet)
+    figures = appropriate.stand_ins(cases, fills, "", magnet.tokenizer, joins)
     values = {each.measure: each.columns[0].tolist() for each in figures}
     assert values["finished %"] == [100, 0] and values["copied %"] == [0, 100] and values["length error"][0] == 0
     assert values["ROUGE-L"][0] == 100 and values["tokens"][0] == cases[0].example.length
     assert set(values) == {"finished %", "tokens", "length error", "ROUGE-L", "copied %", "join bits"}
-    assert "join bits" not in {
-        each.measure for each in appropriate.stand_ins(cases, fills, "", magnet.tokenizer, None)
-    }
+    with_it, alone = right_bits(magnet.model, magnet.tokenizer, [
+        (f"{cases[0].left} He went home.", cases[0].right), (cases[0].left, cases[0].right)])  # fmt: skip
+    assert values["join bits"][0] == pytest.approx(with_it - alone)
+    assert appropriate.join_bits(cases, None) is None
+    assert "join bits" not in {each.measure for each in appropriate.stand_ins(cases, fills, "", magnet.tokenizer)}
     assert appropriate.rouge_l("the cat sat down", "the cat lay down") == pytest.approx(75)  # 3 of 4, both ways
 
 
