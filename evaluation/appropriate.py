@@ -1,8 +1,9 @@
 """Table 5: whether fills of a missing sentence suit their story: automatic metrics, and a blind rating sheet.
 
-Each story lacks one of its middle sentences. Every system generates up to 64 tokens, greedily. Metrics of each fill:
+Each story lacks one of its middle sentences. Every system generates up to 64 tokens, greedily, and its fill is cut after the
+first sentence; *own end*: without that cut, for systems that end a gap themselves. Metrics of each fill:
 
-* finished: it ended within the budget (with the end token; for a left-to-right model also with a sentence);
+* finished: it ended within the budget, with its end token or with a sentence, and is not empty;
 * length error: absolute difference from the gold sentence in tokens;
 * join bits: log2 p(right | left, fill) - log2 p(right | left) under `--judge`, a model that no system uses;
 * ROUGE-L F1 x 100 against the gold sentence;
@@ -29,7 +30,7 @@ from .data import STORIES, Settings, folded
 from .figures import Figure, means
 from .scoring import right_bits
 from .systems import System
-from .writing import Case, Fill, cases_of, fillers
+from .writing import Case, Fill, cases_of, fills_of
 
 FILES = STORIES
 KINDS = ("magnet", "base", "causal", "fim")
@@ -46,8 +47,7 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
     found, texts = [], {}
     cases = cases_of(system, settings, MOST_STORIES)
     joins = join_bits(cases, settings.judge)
-    for way, fill in fillers(system, settings).items():
-        fills = fill(cases)
+    for way, fills in fills_of(system, cases, settings).items():
         found += stand_ins(cases, fills, way, system.tokenizer, joins)
         texts[way] = [each.text for each in fills]
     stories = [{"left": case.left, "right": case.right, "gold": case.gold} for case in cases]
@@ -55,13 +55,17 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
 
 
 def join_bits(cases: list[Case], judge: System | None) -> Callable[[list[Fill]], np.ndarray] | None:
-    """The join bits of fills, a function of one fill per case; it judges the text without fills only once."""
+    """The join bits of fills, a function of one fill per case, which judges no text twice."""
     if judge is None:
         return None
 
+    known = {}  # most fills are the same with and without their cut
+
     def judged(befores):  # (cases,)
         texts = [(before, case.right) for before, case in zip(befores, cases)]
-        return right_bits(judge.model, judge.tokenizer, texts)
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, right_bits(judge.model, judge.tokenizer, new)))
+        return np.array([known[text] for text in texts])
 
     alone = judged([case.left for case in cases])
     return lambda fills: judged([f"{case.left} {fill.text}".strip() for case, fill in zip(cases, fills)]) - alone
@@ -73,7 +77,7 @@ def stand_ins(cases: list[Case], fills: list[Fill], way: str, tokenizer, joins=N
     lengths = [len(fill_ids(fill.text, case.document, 0, tokenizer)) for case, fill in pairs]
     around = [{folded(s) for n, s in enumerate(case.sentences) if n != case.missing} for case in cases]
     values = {
-        "finished %": [100.0 * fill.finished for fill in fills],
+        "finished %": [100.0 * (fill.finished and fill.text != "") for fill in fills],
         "tokens": lengths,
         "length error": [abs(n - case.example.length) for n, case in zip(lengths, cases)],
         "ROUGE-L": [rouge_l(case.gold, fill.text) for case, fill in pairs],

@@ -86,8 +86,17 @@ CLAIMS = [
         "Infilling: own right context, below none (ours)", "infill", ".*right side", "own", "magnet[^,]*, none", most=1
     ),
     Claim("Fills: at least 99 % finished (ours)", "appropriate", ".*finished %", "", least=99),
-    Claim("Fills: ROUGE-L above fill-in-the-middle (ours)", "appropriate", ".*ROUGE-L", "", "fim.*", least=0),
-    Claim("Fills: join bits above fill-in-the-middle (ours)", "appropriate", ".*join bits", "", "fim.*", least=0),
+    Claim(
+        "Fills: ROUGE-L above fill-in-the-middle (ours)", "appropriate", ".*ROUGE-L", "", "fim.*, [PS]{2}M", least=0
+    ),
+    Claim(
+        "Fills: join bits above fill-in-the-middle (ours)",
+        "appropriate",
+        ".*join bits",
+        "",
+        "fim.*, [PS]{2}M",
+        least=0,
+    ),
     Claim("Repetition: below LLM2Vec", "repetition", ".*", "greedy", "llm2vec[^,]*, greedy", most=0),
     Claim(
         "Repetition with the adapter on in causal mode, as in the paper: below LLM2Vec",

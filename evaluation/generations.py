@@ -5,7 +5,7 @@ from modeling_magnet.encoding_magnet import start_ids, text_ids
 from .data import STORIES, Settings
 from .figures import Figure
 from .systems import System
-from .writing import cases_of, continuations, fillers
+from .writing import cases_of, continuations, fills_of
 
 FILES = STORIES
 KINDS = ("magnet", "llm2vec", "base", "causal", "fim")
@@ -19,8 +19,8 @@ def measure(system: System, settings: Settings) -> tuple[list[Figure], dict]:
     """No figures, only texts: `{"fills": {text: {way: fill}}, "continuations": {...}}`."""
     cases = cases_of(system, settings, COUNT)
     shown = {f"{case.left} ____ {case.right}": {"people": case.gold} for case in cases}
-    for way, fill in fillers(system, settings).items():
-        for texts, each in zip(shown.values(), fill(cases)):
+    for way, fills in fills_of(system, cases, settings).items():
+        for texts, each in zip(shown.values(), fills):
             texts[way] = each.text
     if system.kind == "fim":
         return [], {"fills": shown, "continuations": {}}

@@ -1,6 +1,5 @@
 """Continuations by stock `generate()`, and fills of a missing sentence by every kind of system."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -131,17 +130,29 @@ def continuations(
     return found
 
 
-def fillers(system: System, settings: Settings) -> dict[str, Callable[[list[Case]], list[Fill]]]:
-    """The ways a system fills gaps: functions of cases."""
+def fills_of(system: System, cases: list[Case], settings: Settings) -> dict[str, list[Fill]]:
+    """The fills of every case, in each way that the system fills gaps; without *own end*, cut after a sentence."""
     if system.fills_gaps:
-        ways = {"given length": lambda cases: infilled(system, cases, settings, told_length=True)}
-        return ({"": lambda cases: infilled(system, cases, settings)} if system.ends_gaps else {}) | ways
+        ways = {"given length": infilled(system, cases, settings, told_length=True)}
+        return (both_ends("", infilled(system, cases, settings)) if system.ends_gaps else {}) | ways
     if system.kind == "fim":
-        orders = fim_format(system).orders
-        return {order: lambda cases, order=order: fim_fills(system, cases, order, settings) for order in orders}
+        found = {}
+        for order in fim_format(system).orders:
+            found |= both_ends(order, fim_fills(system, cases, order, settings))
+        return found
     if system.kind in LEFT_TO_RIGHT:
-        return {"left to right": lambda cases: written(system, cases, [c.example.left for c in cases], settings, True)}
+        return {"left to right": written(system, cases, [case.example.left for case in cases], settings, True)}
     return {}
+
+
+def both_ends(way: str, fills: list[Fill]) -> dict[str, list[Fill]]:
+    return {way: [one_sentence(fill) for fill in fills], f"{way}, own end".removeprefix(", "): fills}
+
+
+def one_sentence(fill: Fill) -> Fill:
+    """A fill cut after its first sentence, which finishes it."""
+    cut = cut_at(f"{fill.text} ", SENTENCE)
+    return fill if cut is None else Fill(fill.text[:cut], True)
 
 
 def most_tokens(settings: Settings) -> int:
@@ -180,6 +191,5 @@ def fill_of(row: list[int], case: Case, tokenizer, sentence: bool) -> Fill:
     end = tokenizer.eos_token_id
     ids = row[: row.index(end)] if end in row else row
     text = fill_text(ids, case.document, 0, tokenizer).strip()
-    text = text[: len(text) - overlap(text, case.right)].strip()
-    cut = cut_at(f"{text} ", SENTENCE) if sentence else None
-    return Fill(text if cut is None else text[:cut], end in row or cut is not None)
+    fill = Fill(text[: len(text) - overlap(text, case.right)].strip(), end in row)
+    return one_sentence(fill) if sentence else fill

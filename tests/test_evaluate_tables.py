@@ -212,7 +212,7 @@ def test_a_model_pretrained_on_the_format_uses_its_own_tokens(pretrained, cases,
     prefix, suffix, middle = (known[each] for each in fim.OWN)
     expected = [prefix, *example.left[1:], suffix, *example.right, middle, *example.middle, known["<|endoftext|>"]]
     assert row.ids == expected and row.spans == [(len(expected) - example.length - 1, example.length + 1)]
-    assert list(writing.fillers(pretrained, settings)) == ["PSM"]
+    assert list(writing.fills_of(pretrained, cases, settings)) == ["PSM", "PSM, own end"]
     with pytest.raises(
         ValueError, match="baseline=fim: the model has no adapter and its tokenizer lacks <|fim_prefix|>"
     ):
@@ -290,11 +290,18 @@ def test_a_left_to_right_fill_ends_and_repeats_nothing(cases, tokenizer):
 
 
 def test_magnets_fills_are_those_of_infill(magnet, cases, tmp_path):
-    free, told = (fill(cases) for fill in writing.fillers(magnet, Settings(tmp_path)).values())
+    cut, free, told = writing.fills_of(magnet, cases, Settings(tmp_path)).values()
     text = f"{cases[0].left} <|gap|> {cases[0].right}"
-    for fills, length in ((free, "auto"), (told, cases[0].example.length)):
-        whole = magnet.model.infill(text, magnet.tokenizer, length=length, return_dict=True).gaps[0]
+    ways = (cut, {"stop": "sentence"}), (free, {}), (told, {"length": cases[0].example.length})
+    for fills, options in ways:
+        whole = magnet.model.infill(text, magnet.tokenizer, return_dict=True, **options).gaps[0]
         assert fills[0] == writing.Fill(whole.text.strip(), whole.finish_reason != "max_tokens")
+
+
+def test_a_fill_is_cut_after_its_first_sentence():
+    assert writing.one_sentence(writing.Fill("He sat. He ate", False)) == writing.Fill("He sat.", True)
+    assert writing.one_sentence(writing.Fill("He sat", False)) == writing.Fill("He sat", False)
+    assert writing.one_sentence(writing.Fill("", True)) == writing.Fill("", True)
 
 
 def test_the_stand_ins_of_judgement(magnet, cases):
@@ -309,6 +316,8 @@ def test_the_stand_ins_of_judgement(magnet, cases):
         (f"{cases[0].left} He went home.", cases[0].right), (cases[0].left, cases[0].right)])  # fmt: skip
     assert values["join bits"][0] == pytest.approx(with_it - alone)
     assert appropriate.join_bits(cases, None) is None
+    (finished, *_) = appropriate.stand_ins(cases[:1], [writing.Fill("", True)], "", magnet.tokenizer)
+    assert (finished.measure, finished.value) == ("finished %", 0)  # it ended, and said nothing
     assert "join bits" not in {each.measure for each in appropriate.stand_ins(cases, fills, "", magnet.tokenizer)}
     assert appropriate.rouge_l("the cat sat down", "the cat lay down") == pytest.approx(75)  # 3 of 4, both ways
 
@@ -339,7 +348,11 @@ def test_raters_get_ours_the_base_and_the_best_prompts(tmp_path):
 def test_the_table_of_fills(name, text_magnet, tokenizer, settings):
     system = System(name, text_magnet(causal_adapter=name != "magnet"), tokenizer)
     figures, extra = appropriate.measure(system, settings)
-    ways = {"magnet": ["", "given length"], "causal": ["left to right"], "fim": ["PSM", "SPM"]}[name]
+    ways = {
+        "magnet": ["", "own end", "given length"],
+        "causal": ["left to right"],
+        "fim": ["PSM", "PSM, own end", "SPM", "SPM, own end"],
+    }[name]
     assert list(extra["fills"]) == ways and all(len(fills) == 2 for fills in extra["fills"].values())
     assert max(each.columns[0].max() for each in figures if each.measure == "tokens") <= 24
     assert extra["stories"][1]["gold"] == "She looked for it."
@@ -404,7 +417,7 @@ def test_texts_to_read(magnet, settings):
     figures, extra = generations.measure(magnet, settings)
     assert figures == [] and list(extra["continuations"])[0] == "The film was well received"
     (first, second) = extra["fills"].values()
-    assert list(first) == ["people", "", "given length"] and first["people"] == "He went home."
+    assert list(first) == ["people", "", "own end", "given length"] and first["people"] == "He went home."
 
 
 # ------------------------------------------------------------------------------------------------- repetition and others
@@ -527,5 +540,5 @@ def test_real_stories_and_models(shared):
     base = load_system("base", str(shared / "models" / "stories3M"))
     stories = read_stories(shared / "data" / "eval-only" / "roc" / "cloze2016_val.tsv", 3)
     cases = writing.story_cases([story["sentences"] for story in stories], base.model.config, base.tokenizer)
-    (fill, *_) = writing.fillers(base, Settings(shared))["left to right"](cases)
+    (fill, *_) = writing.fills_of(base, cases, Settings(shared))["left to right"]
     assert fill.finished and fill.text[-1] in '.!?"'
