@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_magnet.encoding_magnet import literal_tokenizer, padded, start_ids, text_ids
-from modeling_magnet.scoring_magnet import continuation_logprobs, token_logprobs
+from modeling_magnet.scoring_magnet import token_logprobs
 
 from .figures import Figure
 
@@ -186,10 +186,10 @@ def right_bits(judge, tokenizer, texts: list[tuple[str, str]]) -> np.ndarray:
         judge (`Magnet*ForCausalLM`): Only its base model is used.
         texts: Pairs of a text and its continuation, joined by a space.
     """
-    opening, bits = start_ids(judge.config, tokenizer), []
-    for before, right in tqdm(texts, desc="judge", leave=False, disable=None):
+    opening, rows = start_ids(judge.config, tokenizer), []
+    for before, right in texts:
         encoded = literal_tokenizer(tokenizer).encode(f"{before} {right}", add_special_tokens=False)
-        seen = sum(end <= len(before) for _, end in encoded.offsets)
-        (logprobs,) = continuation_logprobs(judge, opening + encoded.ids[:seen], [encoded.ids[seen:]])
-        bits.append(sum(logprobs) / np.log(2))
-    return np.array(bits)
+        ids, seen = opening + encoded.ids, sum(end <= len(before) for _, end in encoded.offsets)
+        rows.append(GapExample(ids, [(len(opening) + seen, len(encoded.ids) - seen)], 0))
+    with judge.adapter_disabled():
+        return -span_costs(judge, rows, "causal", batch_size=16, show_progress_bar=True) / np.log(2)
