@@ -232,6 +232,7 @@ SHOWN = {  # README's tables
         "causal, left to right": "the base trained on the same texts, from the left side alone",
         "magnet, given length": "MAGNET, from both sides, given its length",
         "magnet, free length + END": "MAGNET, from both sides, and where it ends",
+        "fim, PSM, free length + END": "fill-in-the-middle, trained on the same texts, and where it ends",
         "magnet, another's": "MAGNET, with the right side of another text",
     },
     "Similarity of sentences, Spearman x 100": {
