@@ -1,7 +1,7 @@
 """Table 5: whether fills of a missing sentence suit their story: automatic metrics, and a blind rating sheet.
 
 Each story lacks one of its middle sentences. Every system generates up to 64 tokens, greedily, and its fill is cut after the
-first sentence; *own end*: without that cut, for systems that end a gap themselves. Metrics of each fill:
+first sentence; not so *own end*, of systems that end a gap themselves, and *given length*. Metrics of each fill:
 
 * finished: it ended within the budget, with its end token or with a sentence, and is not empty;
 * length error: absolute difference from the gold sentence in tokens;

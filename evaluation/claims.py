@@ -87,14 +87,14 @@ CLAIMS = [
     ),
     Claim("Fills: at least 99 % finished (ours)", "appropriate", ".*finished %", "", least=99),
     Claim(
-        "Fills: ROUGE-L above fill-in-the-middle (ours)", "appropriate", ".*ROUGE-L", "", "fim.*, [PS]{2}M", least=0
+        "Fills: ROUGE-L above fill-in-the-middle (ours)", "appropriate", ".*ROUGE-L", "", "fim.*, (PSM|SPM)", least=0
     ),
     Claim(
         "Fills: join bits above fill-in-the-middle (ours)",
         "appropriate",
         ".*join bits",
         "",
-        "fim.*, [PS]{2}M",
+        "fim.*, (PSM|SPM)",
         least=0,
     ),
     Claim("Repetition: below LLM2Vec", "repetition", ".*", "greedy", "llm2vec[^,]*, greedy", most=0),

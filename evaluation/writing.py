@@ -131,7 +131,7 @@ def continuations(
 
 
 def fills_of(system: System, cases: list[Case], settings: Settings) -> dict[str, list[Fill]]:
-    """The fills of every case, in each way that the system fills gaps; without *own end*, cut after a sentence."""
+    """The fills of every case, in each way that the system fills gaps. Those of *own end* and *given length* are not cut."""
     if system.fills_gaps:
         ways = {"given length": infilled(system, cases, settings, told_length=True)}
         return (both_ends("", infilled(system, cases, settings)) if system.ends_gaps else {}) | ways
