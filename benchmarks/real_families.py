@@ -189,7 +189,7 @@ def fills_are_the_hybrid_forward(model, tokenizer, left: str, right: str) -> dic
         (fill,) = output.gaps
         width = FILL if layout == "exact" else OFFSET
         positions = [*range(at), *range(at + width, at + width + len(ids[1]))]
-        expected, _ = span_logprobs(model, ids[0] + ids[1], positions, at, fill.token_ids)
+        expected, _ = span_logprobs(model, ids[0] + ids[1], positions, at, fill.token_ids, layout == "free")
         figures[layout] = max(abs(a - b) for a, b in zip(fill.token_logprobs, expected, strict=True))
     return figures
 

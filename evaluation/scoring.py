@@ -125,14 +125,15 @@ def span_costs(
 def _batch_costs(model, examples, layout) -> np.ndarray:
     """Negative log-likelihood of each span's tokens, in nats, where they are predicted: one to the left. (B, L)"""
     ids, mask = padded([example.ids for example in examples])  # (B, L)
-    spans, targets, opens = torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool)
+    spans, targets, barred = torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool)
     positions = torch.arange(ids.shape[1]).repeat(len(examples), 1)
     for row, example in enumerate(examples):
         for number, (start, length) in enumerate(example.spans, 1):
             end = start + length
             spans[row, start:end] = number
             targets[row, start - 1 : end - 1] = ids[row, start:end]  # predicted by the token to the left
-            opens[row, start - 1] = layout != "causal"
+            if layout != "causal":  # where END is barred in training and in infill()
+                barred[row, start - 1 : start if layout == "free" else end - 1] = True
             if layout == "free":
                 targets[row, end - 1] = model.config.infill_end_token_id
                 positions[row, end:] += free_offset(model.config, length) - length
@@ -142,8 +143,8 @@ def _batch_costs(model, examples, layout) -> np.ndarray:
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     mode = "causal" if layout == "causal" else "hybrid"
     logits = model(**inputs, attention_mode=mode, use_cache=False).logits  # (N, V)
-    if model.config.infill_end_token_id is not None:  # a fill has at least one token, in training and in infill()
-        logits[opens[predicts].to(logits.device), model.config.infill_end_token_id] = -torch.inf
+    if model.config.infill_end_token_id is not None:
+        logits[barred[predicts].to(logits.device), model.config.infill_end_token_id] = -torch.inf
     costs = torch.zeros(targets.shape, dtype=torch.double)
     costs[predicts] = -token_logprobs(logits, targets[predicts].to(logits.device)).double().cpu()
     return costs.numpy()

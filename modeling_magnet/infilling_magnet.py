@@ -499,10 +499,11 @@ class Writer:
             fill.join_score = sum(behind) / len(behind) if behind else None
             fill.joint_score = sum(each)
 
-    def logprobs(self, document: Document, gap: int, tokens: list[int], end: int | None = None):
-        """Log-probabilities of a given fill's tokens, and of `end` after it, in the gap's current layout."""
+    def logprobs(self, document: Document, gap: int, tokens: list[int]):
+        """Log-probabilities of a given fill's tokens, and of END after it, in the gap's current layout."""
         ids, positions, index_of = document.layout(self.offsets)
-        return span_logprobs(self.model, ids, positions, index_of[gap], tokens, end)
+        free = document.gaps[gap].is_free and self.can_end
+        return span_logprobs(self.model, ids, positions, index_of[gap], tokens, free)
 
     def _given(self, document: Document, gap: int) -> list[InfilledGap]:
         rows = [(text, fill_ids(text, document, gap, self.tokenizer)) for text in document.gaps[gap].candidates]
@@ -576,11 +577,11 @@ class Writer:
         if self.details:  # under the model itself, before processors and temperature
             beams = getattr(outputs, "beam_indices", None)  # beam search only
             # normalize_logits=True sums over a dimension other than the last, losing 5e-4 over 262k tokens
-            first, *later = outputs.logits
-            if self.can_end:  # where no fill may be empty
-                begun = torch.tensor([job.shortest > 0 for job in jobs], device=first.device)
-                first[begun.repeat_interleave(len(first) // len(jobs)), self.end] = -torch.inf
-            steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in (first, *later))
+            if self.can_end:  # barred as in training
+                for written, step in enumerate(outputs.logits):
+                    barred = torch.tensor([not job.ends or written < min(job.shortest, 1) for job in jobs])
+                    step[barred.repeat_interleave(len(step) // len(jobs)).to(step.device), self.end] = -torch.inf
+            steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in outputs.logits)
             each = self.model.compute_transition_scores(outputs.sequences, steps, beams).tolist()
         for number, (tokens, logprobs) in enumerate(zip(fills, each)):
             job = jobs[number // jobs[0].copies]
@@ -866,7 +867,6 @@ class InfillingMixin:
         if not isinstance(fills, (list, tuple)) or len(fills) != len(documents):
             raise ValueError(f"fills={fills!r:.80}: must be a list of {len(documents)} lists, one an input.")
         writer, outputs = Writer(self, tokenizer, {}, join_tokens=join_tokens), []
-        end = self.config.infill_end_token_id if layout == "free" else None
         for number, (document, texts) in enumerate(zip(documents, fills)):
             rows = _rows_of_fills(f"fills[{number}]", document, texts, tokenizer)
             for gap, row in zip(document.gaps, rows):
@@ -875,7 +875,7 @@ class InfillingMixin:
             scored = document
             for gap, (text, row) in enumerate(zip(texts, rows)):
                 fill, seen = InfilledGap(text, row, "candidate"), scored if order == "sequential" else document
-                fill.token_logprobs, fill.end_logprob = writer.logprobs(seen, gap, row, end)
+                fill.token_logprobs, fill.end_logprob = writer.logprobs(seen, gap, row)
                 writer.score_joins(seen, gap, [fill])
                 scored = scored.with_fill(gap, fill)
             outputs.append(scored.output())

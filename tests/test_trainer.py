@@ -1,5 +1,6 @@
 """One step of MagnetTrainer: the joint loss against the formulas, and what is computed for it (section 3.3)."""
 
+import collections
 import copy
 import functools
 
@@ -61,8 +62,8 @@ def test_joint_gradient_equals_the_formulas(make, monkeypatch, family, accumulat
         assert line[f"loss_{name}"] == pytest.approx(value.item(), rel=1e-5)
 
 
-def test_the_end_token_is_barred_where_a_fill_begins(make):
-    """As in infill(), whose fills have a token at least. Everywhere else END competes."""
+def test_the_end_token_is_barred_as_in_infill(make):
+    """A fill has a token at least, and a gap of known length does not end early. Everywhere else END competes."""
     model = magnet(infill_end_token_id=TOKENS.end)
     reference, gradients = copy.deepcopy(model), Gradients()
     trainer = make(model, pairs=[], lambda_mntp=0, callbacks=[gradients], optim="sgd")
@@ -70,13 +71,18 @@ def test_the_end_token_is_barred_where_a_fill_begins(make):
     (batch,) = trainer.data_collator.batches
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids", "span_ids")}
     logits = reference(**inputs, attention_mode="hybrid").logits
-    costs, opening = [], 0
+    costs, kinds = [], collections.Counter()
     for row, place in (batch["msg_labels"] != IGNORE).nonzero().tolist():
-        here, spans = logits[row, place], batch["span_ids"][row].tolist()
-        if place + 1 < len(spans) and spans[place] == 0 and spans[place + 1] > 0:
-            here, opening = torch.cat([here[: TOKENS.end], here[TOKENS.end + 1 :]]), opening + 1
-        costs.append(here.logsumexp(-1) - logits[row, place, batch["msg_labels"][row, place]])
-    assert (batch["msg_labels"] == TOKENS.end).any() and opening >= len(inputs["input_ids"])
+        here, spans, labels = logits[row, place], batch["span_ids"][row].tolist(), batch["msg_labels"][row].tolist()
+        ends = labels[place] == TOKENS.end
+        gap = spans[place] if ends else spans[place + 1]
+        free = TOKENS.end in [label for label, span in zip(labels, spans) if span == gap]
+        opens = not ends and spans[place] != gap
+        kinds["end" if ends else "free" if free else "exact", opens] += 1
+        if opens or not free:
+            here = torch.cat([here[: TOKENS.end], here[TOKENS.end + 1 :]])
+        costs.append(here.logsumexp(-1) - logits[row, place, labels[place]])
+    assert len(kinds) == 5 and min(kinds.values()) >= 2  # three kinds, of which END never opens a fill
     loss = torch.stack(costs).mean()
     loss.backward()
     assert log_of(trainer)[0]["loss_msg"] == pytest.approx(loss.item(), rel=1e-5)

@@ -209,9 +209,10 @@ class MagnetTrainer(Trainer):
                 base_logits = head_logits(self.model, base[where])
             loss, right = kl_loss(logits, base_logits, count), where.sum()
         else:
-            targets, opens = inputs[LABELS[name]][where], opens_fill(inputs["span_ids"])[where]  # (positions,)
-            if name == "msg" and end is not None and opens.any():  # no fill is empty, and infill() bars END there too
-                logits[opens, end] = torch.finfo(logits.dtype).min
+            targets = inputs[LABELS[name]][where]  # (positions,)
+            if name == "msg" and end is not None:
+                barred = bars_end(inputs["span_ids"], inputs["msg_labels"], end)[where]
+                logits[:, end] = logits[:, end].masked_fill(barred, torch.finfo(logits.dtype).min)
             loss = (mntp_loss if name == "mntp" else msg_loss)(logits, targets, count)
             right = (logits.argmax(-1) == targets).sum()
         origins = functools.partial(self._text_origins, inputs, where.nonzero()[:, 0], logits, training)
@@ -391,10 +392,16 @@ def targets_of(inputs) -> dict[str, torch.Tensor]:
     return {"mntp": mntp, "msg": msg, "kl": msg & one_span(inputs)[:, None]}
 
 
-def opens_fill(span_ids: torch.Tensor) -> torch.Tensor:
-    """Where the first token of a span is predicted: at the token to its left, (B, L)."""
-    after = F.pad(span_ids[:, 1:], (0, 1))
-    return (after > 0) & (after != span_ids)
+def bars_end(span_ids: torch.Tensor, msg_labels: torch.Tensor, end: int) -> torch.Tensor:
+    """Where MSG leaves END out of its softmax, as `infill()` bars it: no fill is empty, and a gap of known length (one
+    without END as a label) does not end early; (B, L)."""
+    after = F.pad(span_ids[:, 1:], (0, 1))  # (B, L): the span of the token predicted here
+    ends = msg_labels == end  # (B, L): at the last token of each free span
+    free = torch.zeros(len(span_ids), int(span_ids.max()) + 1, dtype=torch.bool, device=span_ids.device)
+    rows, places = ends.nonzero(as_tuple=True)
+    free[rows, span_ids[rows, places]] = True  # (B, spans + 1)
+    opens = (after > 0) & (after != span_ids)
+    return ~ends & (opens | ~free.gather(1, after))
 
 
 def one_span(inputs) -> torch.Tensor:
