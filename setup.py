@@ -58,7 +58,7 @@ setup(
         "scipy>=1.13",
         "torch>=2.10",
         "tqdm>=4.66",
-        "transformers>=5.23,<5.24",  # 5.24 renamed what generate() hands the cache over as
+        "transformers>=5.24,<6",
     ],
     extras_require={
         "quantized": ["bitsandbytes>=0.48"],

@@ -111,7 +111,7 @@ def _files(config, tokenizer) -> dict[str, dict | list]:
             "prompts": prompts_of(config),
             "default_prompt_name": DEFAULT,
             "similarity_fn_name": "cosine",
-            "requirements": {"transformers": ">=5.23"},
+            "requirements": {"transformers": ">=5.24"},
         },
         "1_Pooling/config.json": {
             "embedding_dimension": config.hidden_size,

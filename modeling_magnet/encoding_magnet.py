@@ -177,7 +177,7 @@ class EncodingMixin:
             `max_position_embeddings` are truncated (but keep [EOS]), with one warning that counts them.
 
             With `return_cache`, a tuple of these vectors and the context, a `dict`: `input_ids`, `attention_mask` and
-            `position_ids` of shape `(N, longest)`, `past_key_values` (`DynamicCache`) and `instruction`. Nothing is
+            `position_ids` of shape `(N, longest)`, `cache` (`DynamicCache`) and `instruction`. Nothing is
             truncated.
 
         Raises:

@@ -567,7 +567,7 @@ class Writer:
             input_ids=ids,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=self._expanded(cache, rows, others, copies, max(job.longest for job in jobs)),
+            cache=self._expanded(cache, rows, others, copies, max(job.longest for job in jobs)),
             attention_mode="hybrid",
             num_return_sequences=jobs[0].copies,
             **arguments,
@@ -592,7 +592,7 @@ class Writer:
         cache = DynamicCache()  # DynamicCache(config=...) would drop tokens outside a sliding window
         rows = [self.encoded.get(id(document)) for document in documents]
         if None in rows:
-            self.model.model(**inputs, past_key_values=cache, attention_mode="bidirectional")
+            self.model.model(**inputs, cache=cache, attention_mode="bidirectional")
         else:
             for number, layer in enumerate(self.cache.layers):
                 cache.update(layer.keys[rows], layer.values[rows], number)
@@ -685,8 +685,9 @@ class Writer:
 
 # generate() arguments that infill() sets itself, and those that need a left-to-right prompt, which it lacks
 OWN_ARGUMENTS = set(
-    "attention_mask attention_mode context_position_ids eos_token_id input_ids inputs_embeds max_length output_logits "
-    "output_scores past_key_values position_ids prefill_chunk_size return_dict_in_generate span_ids span_mask use_cache".split()
+    "attention_mask attention_mode cache context_position_ids eos_token_id input_ids inputs_embeds max_length output_logits "
+    "output_scores past_key_values position_ids prefill_chunk_size return_dict_in_generate span_ids span_mask "
+    "use_cache".split()
 )
 PROMPT_READERS = set(
     "assistant_early_exit assistant_model custom_generate guidance_scale negative_prompt_ids prompt_lookup_num_tokens".split()
@@ -791,7 +792,7 @@ class InfillingMixin:
         if context is not None:
             _check_context(context, documents, writer.offsets)
             writer.encoded = {id(document): row for row, document in enumerate(documents)}
-            writer.cache = context["past_key_values"]
+            writer.cache = context["cache"]
         copies = _checked_copies(writer, num_candidates, num_return_sequences)
         if streamer is not None:
             all_gaps = [gap for document in documents for gap in document.gaps]
@@ -893,7 +894,7 @@ class InfillingMixin:
             )
         offsets = sorted(self.config.infill_free_offsets)
         context = context_inputs([document.layout(offsets) for document in documents], self.device)
-        context["past_key_values"] = DynamicCache()
+        context["cache"] = DynamicCache()
         hidden = self.model(**context, attention_mode="bidirectional").last_hidden_state
         return hidden, context | {"instruction": instruction}, single
 

@@ -28,7 +28,9 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.utils import cached_file, can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.loading_report import LoadStateDictInfo
+from transformers.utils.versions import require_version
 
 from .configuration_magnet import (
     ATTENTION_MODES,
@@ -42,6 +44,8 @@ from .configuration_magnet import (
 from .encoding_magnet import EncodingMixin, own_token_states, pooled
 from .infilling_magnet import InfillingMixin
 from .scoring_magnet import continuation_logprobs  # noqa: F401 - named here, so that transformers fetches the file first
+
+require_version("transformers>=5.24", "A checkpoint does not bring it along: pip install -U transformers")
 
 # ------------------------------------------------------------------------------------------------- the attention rule
 
@@ -359,12 +363,13 @@ class MagnetDecoder(MagnetPreTrained):
             layer.self_attn.register_forward_pre_hook(_attend_both_ways, with_kwargs=True)
         self.post_init()
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         attention_mode: str | None = None,
@@ -385,7 +390,7 @@ class MagnetDecoder(MagnetPreTrained):
             document_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*):
                 Bidirectional and hybrid mode: the texts packed into a row. A token attends to its own text only; padding
                 is a text of its own, without `attention_mask`. `position_ids` should start anew in each.
-            past_key_values (`Cache`, *optional*):
+            cache (`Cache`, *optional*):
                 Bidirectional mode fills an empty cache (the context of a later infill). Hybrid mode continues one: the
                 cache is the context, and every new token belongs to the one span being generated.
             context_position_ids (`torch.LongTensor` of shape `(batch, cached context)`, *optional*):
@@ -399,13 +404,16 @@ class MagnetDecoder(MagnetPreTrained):
             spans of a wrong shape, dtype or with a hole; outside causal mode, a padding mask of a wrong shape;
             `document_ids` in causal mode, with a mask or a cache.
         """
+        if cache is not None and not isinstance(cache, Cache):
+            # from generate_batch(), whose mask says the same; must not reach the config, which threads share
+            kwargs.pop("is_causal", None)
         _refuse_other_mode_arguments(kwargs)
-        mode = resolve_mode(self.config, attention_mode, span_ids, span_mask, past_key_values)
+        mode = resolve_mode(self.config, attention_mode, span_ids, span_mask, cache)
         if document_ids is not None:
-            if mode == "causal" or attention_mask is not None or past_key_values is not None:
+            if mode == "causal" or attention_mask is not None or cache is not None:
                 raise ValueError(
-                    "document_ids: are for bidirectional and hybrid mode without attention_mask (give padding an id of its "
-                    "own) and past_key_values. In causal mode, transformers reads packed texts off position_ids."
+                    "document_ids: are for bidirectional and hybrid mode, with no attention_mask (give padding an id of its "
+                    "own) and no cache. In causal mode, transformers reads packed texts off position_ids."
                 )
             if "flash" in self.config._attn_implementation:
                 kwargs |= _boundaries(document_ids)
@@ -425,21 +433,19 @@ class MagnetDecoder(MagnetPreTrained):
             given = input_ids if inputs_embeds is None else inputs_embeds
             # the mask functions only read shape, dtype and device of the embeddings
             like_embeds = torch.empty(*given.shape[:2], 0, dtype=self.dtype, device=given.device)
-            if mode == "hybrid" and past_key_values is not None:
+            if mode == "hybrid" and cache is not None:
                 attention_mask = self._continuing_mask(
-                    like_embeds, attention_mask, position_ids, past_key_values, context_position_ids
+                    like_embeds, attention_mask, position_ids, cache, context_position_ids
                 )
             else:
                 span_ids = span_ids_from_mask(span_mask) if span_mask is not None else span_ids
-                attention_mask = self._mask(
-                    like_embeds, attention_mask, position_ids, past_key_values, span_ids, document_ids
-                )
+                attention_mask = self._mask(like_embeds, attention_mask, position_ids, cache, span_ids, document_ids)
                 inputs |= {"attends_both_ways": True}
-            inputs |= {"use_cache": past_key_values is not None}
+            inputs |= {"use_cache": cache is not None}
         with adapter_gate(mode != "causal" or self.config.causal_adapter):
-            return super().forward(attention_mask=attention_mask, past_key_values=past_key_values, **inputs, **kwargs)
+            return super().forward(attention_mask=attention_mask, cache=cache, **inputs, **kwargs)
 
-    def _mask(self, like_embeds, attention_mask, position_ids, past_key_values, span_ids, document_ids):
+    def _mask(self, like_embeds, attention_mask, position_ids, cache, span_ids, document_ids):
         """The mask for bidirectional and hybrid mode, (B, 1, L, L), in the backend's format."""
         shape = tuple(like_embeds.shape[:2])
         if attention_mask is not None and tuple(attention_mask.shape) != shape:
@@ -456,19 +462,19 @@ class MagnetDecoder(MagnetPreTrained):
         if position_ids is None:
             position_ids = torch.arange(shape[1], device=like_embeds.device)[None]
         common = {"config": self.config, "inputs_embeds": like_embeds, "attention_mask": attention_mask}
-        common |= {"past_key_values": past_key_values, "allow_is_bidirectional_skip": False}
+        common |= {"cache": cache, "allow_is_bidirectional_skip": False}
         return self._by_layer_type(
             lambda window: create_bidirectional_mask(**common, and_mask_function=both(rule, window)),
             position_ids.expand(shape),
             document_ids,
         )
 
-    def _continuing_mask(self, like_embeds, attention_mask, position_ids, past_key_values, context_position_ids):
+    def _continuing_mask(self, like_embeds, attention_mask, position_ids, cache, context_position_ids):
         """The mask for a span generated from a cached context: causal, except for windows over positions."""
         if self.window is None or isinstance(attention_mask, dict):
             return attention_mask  # 2D, or prepared by generate() for a static cache: the stock decoder handles it
         batch, new = like_embeds.shape[:2]
-        slots = past_key_values.get_seq_length() + new
+        slots = cache.get_seq_length() + new
         if context_position_ids is None:  # a padded slot takes up no position
             is_real = like_embeds.new_ones(batch, slots) if attention_mask is None else attention_mask
             context_position_ids = is_real[:, : slots - new].long().cumsum(1) - 1
@@ -478,7 +484,7 @@ class MagnetDecoder(MagnetPreTrained):
         positions = torch.cat([context_position_ids, last - back], dim=1)  # (B, slots)
         common = {"config": self.config, "inputs_embeds": like_embeds, "attention_mask": attention_mask}
         return self._by_layer_type(
-            lambda window: create_causal_mask(**common, past_key_values=past_key_values, and_mask_function=window),
+            lambda window: create_causal_mask(**common, cache=cache, and_mask_function=window),
             positions,
         )
 
@@ -537,7 +543,7 @@ def _boundaries(document_ids: torch.Tensor) -> dict:
     return {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
 
 
-def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -> str:
+def resolve_mode(config, attention_mode, span_ids, span_mask, cache) -> str:
     """
     The mode of this call: `attention_mode`, or else `config.attention_mode`.
 
@@ -553,18 +559,18 @@ def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -
     if span_mask is not None and span_mask.dtype != torch.bool:
         raise ValueError(f"span_mask has dtype {span_mask.dtype}: must be torch.bool (use span_ids= for integers).")
     has_spans = span_ids is not None or span_mask is not None
-    cached = past_key_values is not None and _is_filled(past_key_values, mode)
-    if mode == "hybrid" and past_key_values is not None and (has_spans or not cached):
+    cached = mode != "causal" and cache is not None and _is_filled(cache, mode)
+    if mode == "hybrid" and cache is not None and (has_spans or not cached):
         raise ValueError(
-            "attention_mode='hybrid' with past_key_values continues one span over a cached context: fill the cache "
+            "attention_mode='hybrid' with a cache continues one span over a cached context: fill the cache "
             "with attention_mode='bidirectional' first and pass no span_ids, or use infill()."
         )
-    if mode != "causal" and past_key_values is not None and any(past_key_values.is_sliding):
+    if mode != "causal" and cache is not None and any(cache.is_sliding):
         raise ValueError(
-            "past_key_values forgets what a sliding window has passed, but a gap may stand there: use DynamicCache(), "
+            "cache: this one forgets what a sliding window has passed, but a gap may stand there: use DynamicCache(), "
             "without config=."
         )
-    if mode == "hybrid" and past_key_values is None and not has_spans:
+    if mode == "hybrid" and cache is None and not has_spans:
         raise ValueError("attention_mode='hybrid' needs span_ids (batch, length), or use attention_mode='causal'.")
     if mode == "hybrid" and has_spans and "flash" in config._attn_implementation:
         raise ValueError(
@@ -575,7 +581,7 @@ def resolve_mode(config, attention_mode, span_ids, span_mask, past_key_values) -
         raise ValueError(f"span_ids and span_mask mean nothing in attention_mode={mode!r}: use 'hybrid'.")
     if mode == "bidirectional" and cached:
         raise ValueError(
-            "past_key_values is not empty: attention_mode='bidirectional' would have to change the cached states. Use "
+            "cache is not empty: attention_mode='bidirectional' would have to change the cached states. Use "
             "'hybrid' to continue a cached context, or pass the whole text without a cache."
         )
     return mode
@@ -617,10 +623,6 @@ def _changes(ids: torch.Tensor) -> torch.Tensor:
 
 def _refuse_other_mode_arguments(kwargs: dict) -> None:
     """Stock forwards silently accept any keyword, so a misspelt `attention_mode` would leave the model causal."""
-    if (
-        "cache" in kwargs
-    ):  # from generate_batch(), whose mask says the same; must not reach the config, which threads share
-        kwargs.pop("is_causal", None)
     if "is_causal" in kwargs:
         raise ValueError(f"is_causal={kwargs['is_causal']!r}: pass attention_mode= instead.")
     for key in () if torch.compiler.is_compiling() else kwargs:
@@ -726,7 +728,7 @@ class MagnetLM(InfillingMixin, EncodingMixin, MagnetPreTrained):
     def prepare_inputs_for_generation(
         self,
         input_ids,
-        past_key_values=None,
+        cache=None,
         inputs_embeds=None,
         attention_mode=None,
         context_position_ids=None,
@@ -735,15 +737,13 @@ class MagnetLM(InfillingMixin, EncodingMixin, MagnetPreTrained):
         """`generate()` runs in causal mode; infill() also lets it continue a span from a cached context (hybrid). The
         signature lists MAGNET's `forward` arguments because `generate()` rejects arguments in neither signature."""
         mode = self.config.attention_mode if attention_mode is None else attention_mode
-        if mode == "hybrid" and (past_key_values is None or past_key_values.get_seq_length() == 0):
+        if mode == "hybrid" and (cache is None or cache.get_seq_length() == 0):
             raise ValueError("attention_mode='hybrid' cannot generate from a prompt: use infill(), which fills gaps.")
         if mode == "bidirectional":
             raise ValueError(
                 "attention_mode='bidirectional' cannot generate: pass attention_mode='causal' or use infill()."
             )
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
-        )
+        inputs = super().prepare_inputs_for_generation(input_ids, cache=cache, inputs_embeds=inputs_embeds, **kwargs)
         return inputs | {"attention_mode": mode, "context_position_ids": context_position_ids}
 
 

@@ -47,7 +47,7 @@ def continuation_logprobs(
         cache, first = DynamicCache(config=model.config), None
         if left:
             ids = torch.tensor([left], device=model.device)
-            inputs = {"past_key_values": cache, "attention_mode": "causal", "use_cache": True}
+            inputs = {"cache": cache, "attention_mode": "causal", "use_cache": True}
             first = model(ids, **inputs, logits_to_keep=1).logits  # (1, 1, V): predicts each row's first token
         for start in range(0, len(rows), size):
             logprobs += _continued(model, cache, first, rows[start : start + size])
@@ -63,7 +63,7 @@ def _continued(model, cache, first, rows):
     if seen:
         cache.batch_repeat_interleave(len(rows))
     mask = torch.cat([mask.new_ones(len(rows), seen), mask], dim=1)  # (R, seen + T)
-    inputs = {"attention_mask": mask, "past_key_values": cache, "attention_mode": "causal", "use_cache": True}
+    inputs = {"attention_mask": mask, "cache": cache, "attention_mode": "causal", "use_cache": True}
     each = token_logprobs(model(ids, **inputs).logits[:, :-1], ids[:, 1:])  # (R, T - 1)
     opening = (
         each.new_zeros(len(rows), 1) if first is None else token_logprobs(first.expand(len(rows), 1, -1), ids[:, :1])

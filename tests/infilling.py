@@ -33,9 +33,9 @@ def token_pieces(texts, tokenizer, start=None) -> list[list[int]]:
 
 
 @torch.no_grad()
-def next_logits(model, pieces, budgets, gap, fill, may_be_empty=False) -> torch.Tensor:
+def next_logits(model, pieces, budgets, gap, fill, ends=False) -> torch.Tensor:
     """Logits (V,) of the token behind `fill` in gap number `gap`, by one hybrid forward; the other gaps stay open,
-    `budgets[i]` wide. A trained END is barred as the first token unless the fill may be empty."""
+    `budgets[i]` wide. A trained END is barred, as in a gap of known length, unless `ends`."""
     ids, spans, positions, here, start = [], [], [], 0, 0
     for number, piece in enumerate(pieces):
         ids += piece
@@ -52,7 +52,7 @@ def next_logits(model, pieces, budgets, gap, fill, may_be_empty=False) -> torch.
     row, spans, positions = torch.tensor([ids, spans, positions])[:, None]  # (1, L) each
     arguments = {"span_ids": spans, "position_ids": positions, "attention_mode": "hybrid", "use_cache": False}
     logits = model(row, **arguments).logits[0, here]
-    if not fill and not may_be_empty and model.config.infill_end_token_id is not None:
+    if not ends and model.config.infill_end_token_id is not None:
         logits[model.config.infill_end_token_id] = -torch.inf
     return logits
 
@@ -63,7 +63,7 @@ def naive_fill(model, tokenizer, pieces, budgets, gap, steps, end=None, end_bias
     forbidden = [token for token in tokenizer.all_special_ids if token != end]
     fill, recorded = [], []
     while len(fill) < steps:
-        logits = next_logits(model, pieces, budgets, gap, fill, may_be_empty=True)
+        logits = next_logits(model, pieces, budgets, gap, fill, ends=True)
         recorded.append(logits)
         scores = logits.clone()
         scores[forbidden] = -torch.inf

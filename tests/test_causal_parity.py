@@ -154,7 +154,7 @@ def test_cached_forward(pair, ids):
     with torch.no_grad():
         for model in pair:
             first = model(ids[:, :6], use_cache=True)
-            second = model(ids[:, 6:], past_key_values=first.past_key_values)
+            second = model(ids[:, 6:], cache=first.cache)
             results.append((first.logits, second.logits))
     assert_same(*results)
 
@@ -209,7 +209,7 @@ def test_generate_goes_on_from_its_own_cache(pair, ids):
     results = []
     for model in pair:
         first = generate(model, input_ids=ids, do_sample=False, return_dict_in_generate=True)
-        more = generate(model, input_ids=first.sequences, past_key_values=first.past_key_values, do_sample=False)
+        more = generate(model, input_ids=first.sequences, cache=first.cache, do_sample=False)
         results.append(more)
     assert results[0].shape[1] > WIDTH + 6
     assert torch.equal(*results)

@@ -1,6 +1,7 @@
 """Checkpoints: weights taken over from Llama, saved, and loaded where this project is not installed."""
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers.utils.versions import require_version
 
 from magnet_hub.save import save_checkpoint
 from modeling_magnet import ATTENTION_MODES, MagnetLlamaForCausalLM, configuration_magnet
@@ -188,6 +190,18 @@ def test_code_files_import_siblings_and_what_users_have(name):
     absolute |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     external = {module.split(".")[0] for module in absolute} - set(sys.stdlib_module_names)
     assert external <= INSTALLED_WITH_TRANSFORMERS
+
+
+@pytest.mark.parametrize("version", ["5.23.1", "5.24.0"])
+def test_an_older_transformers_is_refused(version, monkeypatch):
+    """A checkpoint brings its code along, but not the library that it was written for."""
+    (call,) = re.findall(r"^require_version\(.*\)$", (SOURCES / "modeling_magnet.py").read_text(), flags=re.MULTILINE)
+    oldest = re.search(r"transformers>=[\d.]+", call)[0]
+    assert f'"{oldest},<6"' in (SOURCES.parent / "setup.py").read_text()
+    monkeypatch.setattr("importlib.metadata.version", lambda package: version)
+    refusal = pytest.raises(ImportError, match=rf"{oldest} .* but found transformers=={version}\.\n.*pip install -U")
+    with refusal if version < "5.24" else contextlib.nullcontext():
+        exec(call, {"require_version": require_version})
 
 
 def test_the_project_was_not_installed_there(fresh):

@@ -129,14 +129,14 @@ def test_later_gaps_see_earlier_fills(model, tokenizer):
 )
 def test_the_context_is_read_any_number_of_times(model, tokenizer, settings):
     _, context = model.encode(PARTS, tokenizer, return_cache=True)
-    before = copy.deepcopy(context["past_key_values"])
+    before = copy.deepcopy(context["cache"])
     sampled = {"do_sample": True} if "num_return_sequences" in settings else {}
     results = []
     for _ in range(2):
         torch.manual_seed(0)
         results.append(model.infill(PARTS, tokenizer, context=context, **settings, **sampled))
     assert results[0] == results[1]
-    for layer, same in zip(context["past_key_values"].layers, before.layers):
+    for layer, same in zip(context["cache"].layers, before.layers):
         assert torch.equal(layer.keys, same.keys) and torch.equal(layer.values, same.values)
 
 
@@ -154,14 +154,14 @@ def test_generate_continues_an_encoded_prompt(tokenizer, family, dtype, toleranc
     ids = torch.cat([context["input_ids"], question.expand(2, -1)], dim=1)
     mask = torch.cat([context["attention_mask"], torch.ones_like(question).expand(2, -1)], dim=1)
     written = []
-    arguments = {"attention_mask": mask, "past_key_values": context["past_key_values"], "attention_mode": "hybrid"}
+    arguments = {"attention_mask": mask, "cache": context["cache"], "attention_mode": "hybrid"}
     arguments |= {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     steps = logits_of(model, lambda: written.extend(model.generate(ids, **arguments)[:, -4:].tolist()))
     for row, text in enumerate(texts):
         pieces = pieces_of(model, tokenizer, [text])
         for step in range(4):
             span = [*question[0].tolist(), *written[row][:step]]
-            assert_close(steps[step, row], next_logits(model, pieces, [], 0, span, may_be_empty=True), tolerance)
+            assert_close(steps[step, row], next_logits(model, pieces, [], 0, span, ends=True), tolerance)
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

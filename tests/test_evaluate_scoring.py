@@ -78,7 +78,8 @@ def brute_force(model, example, layout) -> float:
                 attention_mode="hybrid",
                 span_ids=torch.tensor([spans]),
             ).logits[0, start + t - 1]
-            logits[2] = -torch.inf if t == 0 else logits[2]  # no fill is empty
+            if layout == "exact" or t == 0:  # none of known length ends early, and none is empty
+                logits[2] = -torch.inf
         total -= torch.log_softmax(logits.double(), -1)[target].item()
     return total
 
@@ -140,7 +141,8 @@ def test_several_gaps_do_not_see_each_other(model, layout):
             logits = model(row, position_ids=positions, **mode).logits[0].double()
         first = kept.index(start)
         if layout != "causal":
-            logits[first - 1, 2] = -torch.inf  # no fill is empty
+            barred = len(logits) if layout == "exact" else first  # none of known length ends early, and none is empty
+            logits[first - 1 : barred, 2] = -torch.inf
         logprobs = logits.log_softmax(-1)
         targets = ids[start : start + length] + ([2] if layout == "free" else [])
         total -= sum(logprobs[first - 1 + n, target].item() for n, target in enumerate(targets))

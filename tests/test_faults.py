@@ -416,7 +416,7 @@ def test_rows_of_every_mode_side_by_side(name, impl, ids):
 @pytest.mark.parametrize(
     "mode, filled, spans, told",
     [
-        row("M20", "bidirectional", True, {}, "past_key_values is not empty ... 'hybrid'"),
+        row("M20", "bidirectional", True, {}, "cache is not empty ... 'hybrid'"),
         row("M20", "hybrid", False, {}, "attention_mode='bidirectional' first ... infill()"),
         row("M20", "hybrid", True, {"span_ids": GOOD}, "pass no span_ids"),
     ],
@@ -425,10 +425,10 @@ def test_caches(model, ids, mode, filled, spans, told):
     cache = DynamicCache()
     if filled:
         with torch.no_grad():
-            model(ids, attention_mode="bidirectional", past_key_values=cache)
+            model(ids, attention_mode="bidirectional", cache=cache)
         assert cache.get_seq_length() == LENGTH
     with refused(told):
-        model(ids, attention_mode=mode, past_key_values=cache, **spans)
+        model(ids, attention_mode=mode, cache=cache, **spans)
 
 
 @pytest.mark.parametrize("given", [row("M20", {}), row("M20", {"use_cache": True})])
@@ -436,9 +436,9 @@ def test_caches(model, ids, mode, filled, spans, told):
 def test_only_causal_mode_makes_a_cache(name, ids, given):
     model = build_magnet(name)
     with torch.no_grad():
-        assert model(ids, **given).past_key_values.get_seq_length() == LENGTH
-        assert model(ids, **given, attention_mode="bidirectional").past_key_values is None
-        assert model(ids, **given, attention_mode="hybrid", span_ids=GOOD).past_key_values is None
+        assert model(ids, **given).cache.get_seq_length() == LENGTH
+        assert model(ids, **given, attention_mode="bidirectional").cache is None
+        assert model(ids, **given, attention_mode="hybrid", span_ids=GOOD).cache is None
 
 
 @pytest.mark.parametrize("mode", [row("M20", "bidirectional"), row("M20", "hybrid")])

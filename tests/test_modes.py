@@ -281,7 +281,7 @@ def hybrid_over_a_cache(model, context, span, steps: list[int], order: list[int]
     """The same, as infill() does: the context is read first, then the token left of the gap again and the span behind it."""
     rows, cache = len(context), DynamicCache() if cache is None else cache
     positions = torch.tensor(PLACES).expand(rows, -1)
-    given = {"position_ids": positions, "past_key_values": cache}
+    given = {"position_ids": positions, "cache": cache}
     forward(model, context, "bidirectional", None, mask, **given)
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[:, :, order], layer.values[:, :, order]
@@ -337,7 +337,7 @@ def test_decoding_over_a_padded_cache(name, context, span):
 def test_a_cache_that_forgets_is_refused(name, context, span):
     """Its window is one of slots: what stands left of the gap would be lost with what the context's end has passed."""
     model = build_magnet(name, "sdpa")
-    with pytest.raises(ValueError, match=r"past_key_values forgets.*use DynamicCache\(\), without config="):
+    with pytest.raises(ValueError, match=r"cache: this one forgets.*use DynamicCache\(\), without config="):
         hybrid_over_a_cache(model, context, span, [6], KEPT, cache=DynamicCache(config=model.config))
 
 
@@ -367,11 +367,13 @@ def test_packed_texts_do_not_see_each_other(name, mode, impl):
     [
         {"attention_mode": "causal"},
         {"attention_mode": "bidirectional", "attention_mask": torch.ones(1, 4)},
-        {"attention_mode": "bidirectional", "past_key_values": DynamicCache()},
+        {"attention_mode": "bidirectional", "cache": DynamicCache()},
     ],
 )
 def test_documents_are_refused_where_they_would_not_count(call):
-    with pytest.raises(ValueError, match="document_ids: are for bidirectional and hybrid mode without attention_mask"):
+    with pytest.raises(
+        ValueError, match="document_ids: are for bidirectional and hybrid mode, with no attention_mask"
+    ):
         build_magnet()(torch.tensor([[5, 6, 7, 8]]), document_ids=torch.tensor([[0, 0, 1, 1]]), **call)
 
 

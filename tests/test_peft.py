@@ -1,12 +1,15 @@
 """PEFT adapters on top of a MAGNET checkpoint: MAGNET's own adapter stays, in its modes, whatever is done with the others."""
 
 import families
+import peft
 import pytest
 import torch
 from families import build_magnet
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from modeling_magnet import ATTENTION_MODES
 from modeling_magnet.modeling_magnet import low_rank_parts
@@ -164,6 +167,9 @@ def test_several_on_top_are_switched(folder, task, ids):
     assert_same(all_modes(model, ids), expected)
 
 
+@pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION), reason=f"transformers asks for peft {MIN_PEFT_VERSION}"
+)
 def test_adapters_of_transformers_itself(folder, task, ids, tmp_path):
     path, expected = task
     model = load(folder)

@@ -56,7 +56,9 @@ def test_token_logprobs_are_those_of_the_hybrid_forward(model, tokenizer, order,
         if order == "sequential" and number == 1:
             known, budgets, where = [pieces[0] + output.gaps[0].token_ids + pieces[1], pieces[2]], [budget], 0
         for n, (token, logprob) in enumerate(zip(gap.token_ids, gap.token_logprobs, strict=True)):
-            naive = next_logits(model, known, budgets, where, gap.token_ids[:n]).log_softmax(-1)[token]
+            naive = next_logits(
+                model, known, budgets, where, gap.token_ids[:n], ends=length == "auto" and n > 0
+            ).log_softmax(-1)[token]
             assert logprob == pytest.approx(float(naive), abs=1e-4)
         assert gap.end_logprob is None
 
@@ -78,7 +80,7 @@ def test_the_end_tokens_logprob(model, tokenizer, fewest):
     bias = {"sequence_bias": {(2,): 1e4}, "min_new_tokens": fewest}
     (gap,) = model.infill("Tom was<|gap|> sad.", tokenizer, return_dict=True, **bias).gaps
     pieces = token_pieces(["Tom was", " sad."], tokenizer)
-    logits = next_logits(model, pieces, [FREE_OFFSET], 0, gap.token_ids, may_be_empty=fewest == 0)
+    logits = next_logits(model, pieces, [FREE_OFFSET], 0, gap.token_ids, ends=True)
     naive = logits.log_softmax(-1)[2]
     assert (len(gap.token_ids), gap.finish_reason) == (fewest, "end_token")
     assert gap.end_logprob == pytest.approx(float(naive), abs=1e-4)

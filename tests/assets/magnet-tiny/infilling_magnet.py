@@ -499,10 +499,11 @@ class Writer:
             fill.join_score = sum(behind) / len(behind) if behind else None
             fill.joint_score = sum(each)
 
-    def logprobs(self, document: Document, gap: int, tokens: list[int], end: int | None = None):
-        """Log-probabilities of a given fill's tokens, and of `end` after it, in the gap's current layout."""
+    def logprobs(self, document: Document, gap: int, tokens: list[int]):
+        """Log-probabilities of a given fill's tokens, and of END after it, in the gap's current layout."""
         ids, positions, index_of = document.layout(self.offsets)
-        return span_logprobs(self.model, ids, positions, index_of[gap], tokens, end)
+        free = document.gaps[gap].is_free and self.can_end
+        return span_logprobs(self.model, ids, positions, index_of[gap], tokens, free)
 
     def _given(self, document: Document, gap: int) -> list[InfilledGap]:
         rows = [(text, fill_ids(text, document, gap, self.tokenizer)) for text in document.gaps[gap].candidates]
@@ -566,7 +567,7 @@ class Writer:
             input_ids=ids,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=self._expanded(cache, rows, others, copies, max(job.longest for job in jobs)),
+            cache=self._expanded(cache, rows, others, copies, max(job.longest for job in jobs)),
             attention_mode="hybrid",
             num_return_sequences=jobs[0].copies,
             **arguments,
@@ -576,11 +577,11 @@ class Writer:
         if self.details:  # under the model itself, before processors and temperature
             beams = getattr(outputs, "beam_indices", None)  # beam search only
             # normalize_logits=True sums over a dimension other than the last, losing 5e-4 over 262k tokens
-            first, *later = outputs.logits
-            if self.can_end:  # where no fill may be empty
-                begun = torch.tensor([job.shortest > 0 for job in jobs], device=first.device)
-                first[begun.repeat_interleave(len(first) // len(jobs)), self.end] = -torch.inf
-            steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in (first, *later))
+            if self.can_end:  # barred as in training
+                for written, step in enumerate(outputs.logits):
+                    barred = torch.tensor([not job.ends or written < min(job.shortest, 1) for job in jobs])
+                    step[barred.repeat_interleave(len(step) // len(jobs)).to(step.device), self.end] = -torch.inf
+            steps = tuple(step - step.logsumexp(-1, keepdim=True) for step in outputs.logits)
             each = self.model.compute_transition_scores(outputs.sequences, steps, beams).tolist()
         for number, (tokens, logprobs) in enumerate(zip(fills, each)):
             job = jobs[number // jobs[0].copies]
@@ -591,7 +592,7 @@ class Writer:
         cache = DynamicCache()  # DynamicCache(config=...) would drop tokens outside a sliding window
         rows = [self.encoded.get(id(document)) for document in documents]
         if None in rows:
-            self.model.model(**inputs, past_key_values=cache, attention_mode="bidirectional")
+            self.model.model(**inputs, cache=cache, attention_mode="bidirectional")
         else:
             for number, layer in enumerate(self.cache.layers):
                 cache.update(layer.keys[rows], layer.values[rows], number)
@@ -684,8 +685,9 @@ class Writer:
 
 # generate() arguments that infill() sets itself, and those that need a left-to-right prompt, which it lacks
 OWN_ARGUMENTS = set(
-    "attention_mask attention_mode context_position_ids eos_token_id input_ids inputs_embeds max_length output_logits "
-    "output_scores past_key_values position_ids prefill_chunk_size return_dict_in_generate span_ids span_mask use_cache".split()
+    "attention_mask attention_mode cache context_position_ids eos_token_id input_ids inputs_embeds max_length output_logits "
+    "output_scores past_key_values position_ids prefill_chunk_size return_dict_in_generate span_ids span_mask "
+    "use_cache".split()
 )
 PROMPT_READERS = set(
     "assistant_early_exit assistant_model custom_generate guidance_scale negative_prompt_ids prompt_lookup_num_tokens".split()
@@ -790,7 +792,7 @@ class InfillingMixin:
         if context is not None:
             _check_context(context, documents, writer.offsets)
             writer.encoded = {id(document): row for row, document in enumerate(documents)}
-            writer.cache = context["past_key_values"]
+            writer.cache = context["cache"]
         copies = _checked_copies(writer, num_candidates, num_return_sequences)
         if streamer is not None:
             all_gaps = [gap for document in documents for gap in document.gaps]
@@ -866,7 +868,6 @@ class InfillingMixin:
         if not isinstance(fills, (list, tuple)) or len(fills) != len(documents):
             raise ValueError(f"fills={fills!r:.80}: must be a list of {len(documents)} lists, one an input.")
         writer, outputs = Writer(self, tokenizer, {}, join_tokens=join_tokens), []
-        end = self.config.infill_end_token_id if layout == "free" else None
         for number, (document, texts) in enumerate(zip(documents, fills)):
             rows = _rows_of_fills(f"fills[{number}]", document, texts, tokenizer)
             for gap, row in zip(document.gaps, rows):
@@ -875,7 +876,7 @@ class InfillingMixin:
             scored = document
             for gap, (text, row) in enumerate(zip(texts, rows)):
                 fill, seen = InfilledGap(text, row, "candidate"), scored if order == "sequential" else document
-                fill.token_logprobs, fill.end_logprob = writer.logprobs(seen, gap, row, end)
+                fill.token_logprobs, fill.end_logprob = writer.logprobs(seen, gap, row)
                 writer.score_joins(seen, gap, [fill])
                 scored = scored.with_fill(gap, fill)
             outputs.append(scored.output())
@@ -893,7 +894,7 @@ class InfillingMixin:
             )
         offsets = sorted(self.config.infill_free_offsets)
         context = context_inputs([document.layout(offsets) for document in documents], self.device)
-        context["past_key_values"] = DynamicCache()
+        context["cache"] = DynamicCache()
         hidden = self.model(**context, attention_mode="bidirectional").last_hidden_state
         return hidden, context | {"instruction": instruction}, single
 

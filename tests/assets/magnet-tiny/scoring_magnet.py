@@ -47,7 +47,7 @@ def continuation_logprobs(
         cache, first = DynamicCache(config=model.config), None
         if left:
             ids = torch.tensor([left], device=model.device)
-            inputs = {"past_key_values": cache, "attention_mode": "causal", "use_cache": True}
+            inputs = {"cache": cache, "attention_mode": "causal", "use_cache": True}
             first = model(ids, **inputs, logits_to_keep=1).logits  # (1, 1, V): predicts each row's first token
         for start in range(0, len(rows), size):
             logprobs += _continued(model, cache, first, rows[start : start + size])
@@ -63,7 +63,7 @@ def _continued(model, cache, first, rows):
     if seen:
         cache.batch_repeat_interleave(len(rows))
     mask = torch.cat([mask.new_ones(len(rows), seen), mask], dim=1)  # (R, seen + T)
-    inputs = {"attention_mask": mask, "past_key_values": cache, "attention_mode": "causal", "use_cache": True}
+    inputs = {"attention_mask": mask, "cache": cache, "attention_mode": "causal", "use_cache": True}
     each = token_logprobs(model(ids, **inputs).logits[:, :-1], ids[:, 1:])  # (R, T - 1)
     opening = (
         each.new_zeros(len(rows), 1) if first is None else token_logprobs(first.expand(len(rows), 1, -1), ids[:, :1])
@@ -74,11 +74,11 @@ def _continued(model, cache, first, rows):
 
 @torch.no_grad()
 def span_logprobs(
-    model, ids: list[int], positions: list[int], at: int, tokens: list[int], end: int | None = None
+    model, ids: list[int], positions: list[int], at: int, tokens: list[int], free: bool = False
 ) -> tuple[list[float], float | None]:
     """
-    Log-probability of each token of a given fill, and of the end token after it, from one hybrid forward. The end token
-    is barred as the first one, as in training and in `infill()`.
+    Log-probability of each token of a given fill, and of the end token after it, from one hybrid forward. As in training
+    and in `infill()`, the end token is barred as the first one, and throughout a gap of known length.
 
     Args:
         model (`Magnet*ForCausalLM`): Its adapter is active.
@@ -86,12 +86,13 @@ def span_logprobs(
             the token left of the gap.
         at (`int`): Index of the gap, 1 or more.
         tokens (`list[int]`): The fill.
-        end (`int`, *optional*): The end token, to score it too.
+        free (`bool`, *optional*, defaults to `False`): Whether the gap has the free layout, and so an end token.
 
     Returns:
         The tokens' log-probabilities, and the end token's or `None`, in nats.
     """
-    targets = tokens + ([] if end is None else [end])
+    end = model.config.infill_end_token_id
+    targets = tokens + ([end] if free else [])
     if not targets:
         return [], None
     first = positions[at - 1] + 1
@@ -105,7 +106,7 @@ def span_logprobs(
     wanted[:, at - 1 : at - 1 + len(targets)] = True  # each is predicted by the token to its left
     mode = {"attention_mode": "hybrid", "span_ids": spans, "use_cache": False}
     logits = model(row, position_ids=places, **mode, logits_to_keep=wanted).logits  # (T, V)
-    if tokens and model.config.infill_end_token_id is not None:
-        logits[0, model.config.infill_end_token_id] = -torch.inf
+    if end is not None and tokens:
+        logits[: 1 if free else None, end] = -torch.inf
     each = token_logprobs(logits, torch.tensor(targets, device=model.device)).tolist()
-    return each[: len(tokens)], None if end is None else each[-1]
+    return each[: len(tokens)], each[-1] if free else None
