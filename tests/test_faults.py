@@ -431,6 +431,17 @@ def test_caches(model, ids, mode, filled, spans, told):
         model(ids, attention_mode=mode, cache=cache, **spans)
 
 
+@pytest.mark.parametrize("part", [row("M20", "model"), row("M20", "decoder")])
+def test_a_cache_by_its_old_name(model, ids, part):
+    """As in transformers' models: it counts as the cache, in every mode."""
+    called, cache = model if part == "model" else model.model, DynamicCache()
+    with torch.no_grad():
+        called(ids, attention_mode="bidirectional", past_key_values=cache)
+    assert cache.get_seq_length() == LENGTH
+    with refused("cache is not empty ... 'hybrid'"):
+        called(ids, attention_mode="bidirectional", past_key_values=cache)
+
+
 @pytest.mark.parametrize("given", [row("M20", {}), row("M20", {"use_cache": True})])
 @NAMES
 def test_only_causal_mode_makes_a_cache(name, ids, given):

@@ -212,7 +212,7 @@ class MagnetTrainer(Trainer):
             targets = inputs[LABELS[name]][where]  # (positions,)
             if name == "msg" and end is not None:
                 barred = bars_end(inputs["span_ids"], inputs["msg_labels"], end)[where]
-                logits[:, end] = logits[:, end].masked_fill(barred, torch.finfo(logits.dtype).min)
+                logits[barred, end] = torch.finfo(logits.dtype).min
             loss = (mntp_loss if name == "mntp" else msg_loss)(logits, targets, count)
             right = (logits.argmax(-1) == targets).sum()
         origins = functools.partial(self._text_origins, inputs, where.nonzero()[:, 0], logits, training)
