@@ -142,6 +142,24 @@ def test_build_model_adds_what_was_asked_for(base_model_path, tokenizer):
     assert adapted == {"q_proj", "up_proj"}
 
 
+@pytest.mark.parametrize("asked, loaded", [(None, "sdpa"), ("eager", "eager")])
+def test_attn_implementation_reaches_the_base(base_model_path, tokenizer, asked, loaded):
+    model = build(base_model_path, tokenizer, attn_implementation=asked)
+    assert model.config._attn_implementation == model.model.config._attn_implementation == loaded
+
+
+def test_eager_attention_trains_as_sdpa_does(flags, tmp_path):
+    steps = {}
+    for attention in ("sdpa", "eager"):
+        main(
+            [*flags(output_dir=tmp_path / attention, max_steps=2, logging_steps=1), "--attn_implementation", attention]
+        )
+        steps[attention] = log_of(tmp_path / attention, "loss")
+    for ours, theirs in zip(steps["eager"], steps["sdpa"], strict=True):
+        names = {name for name in ours if name.startswith("loss") or name == "grad_norm"}
+        assert len(names) > 3 and all(ours[name] == pytest.approx(theirs[name], rel=1e-4) for name in names)
+
+
 def test_build_model_goes_on_with_a_magnet_checkpoint(base_model_path, tokenizer, tmp_path):
     torch.manual_seed(0)
     first = build(base_model_path, tokenizer, lora_r=3, projection_head="linear")

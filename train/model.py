@@ -83,12 +83,12 @@ def is_trained(name: str) -> bool:
 
 def loading(model_args: ModelArguments) -> dict:
     """
-    How `from_pretrained` loads the base: its dtype, or 8 or 4 bits through bitsandbytes.
+    How `from_pretrained` loads the base: its dtype and attention, or 8 or 4 bits through bitsandbytes.
 
     Raises:
         `ValueError` if bitsandbytes is not installed.
     """
-    how = {"dtype": model_args.dtype}
+    how = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
     bits = 4 if model_args.load_in_4bit else 8 if model_args.load_in_8bit else None
     if bits is None:
         return how

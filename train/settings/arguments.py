@@ -38,6 +38,9 @@ class ModelArguments:
     dtype: Literal["float32", "bfloat16", "float16"] = HfArg(
         default="float32", help="Dtype of the base; LoRA stays in float32."
     )
+    attn_implementation: str | None = HfArg(
+        default=None, help="Attention: sdpa (default), eager, flex_attention, or flash_attention_2 without spans."
+    )
     load_in_8bit: bool = HfArg(default=False, help="Keep the base weights in 8 bits (bitsandbytes).")
     load_in_4bit: bool = HfArg(default=False, help="Keep the base weights in 4 bits, QLoRA (bitsandbytes).")
     mask_token: str = HfArg(default="_", help="Text whose last token is the mask token (MNTP).")
