@@ -80,7 +80,7 @@ second fim "$RUNS/fim-1" $FIM
 
 # LLM2Vec: MNTP, then SimCSE with the first sentences of the pairs
 MNTP="--lambda_mntp 1 --lambda_msg 0 --max_spans 0 --all_span_ratio 0 --gap_layout exact"
-ONLY_PAIRS="--lambda_mntp 0 --lambda_msg 0 --mask_ratio 0 --max_spans 0 --gap_layout exact"
+ONLY_PAIRS="--lambda_mntp 0 --lambda_msg 0 --lambda_sscl 1 --mask_ratio 0 --max_spans 0 --gap_layout exact"
 first llm2vec-mntp $MNTP --causal_adapter true --pooling mean --representation_prompt ""
 second llm2vec "$RUNS/llm2vec-mntp" $ONLY_PAIRS --positives dropout --sscl_dropout 0.3
 
