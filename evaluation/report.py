@@ -79,7 +79,7 @@ def write_report(
     results: list[Result], left_out: dict[str, str], ours: str, out: Path, overlaps: dict | None = None
 ) -> dict:
     """
-    Writes `results.json`, `report.md`, `report.html`, `overview.svg` and the rating sheet.
+    Writes `results.json`, `report.md`, `report.html`, its plots in `figures`, `overview.svg` and the rating sheet.
 
     Args:
         results (`list[Result]`): Of all tables and systems.
@@ -104,9 +104,23 @@ def write_report(
     (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (out / "report.md").write_text(as_markdown(sections, claims, left_out, overlaps, results), encoding="utf-8")
     (out / "report.html").write_text(as_html(sections, claims, left_out, overlaps, results, ours), encoding="utf-8")
+    (out / "figures").mkdir(exist_ok=True)
+    for name, each in zip(pivots, sections):
+        for title, picture in each["pictures"].items():
+            (out / "figures" / f"{name}-{file_name(title)}.svg").write_text(picture, encoding="utf-8")
     if picture := plots.overview(content):
         (out / "overview.svg").write_text(plots.svg(picture), encoding="utf-8")
     return pivots
+
+
+def file_name(title: str) -> str:
+    """
+    A plot's title as part of a file name.
+
+    >>> file_name("ROC: Rep-4 over training")
+    'roc-rep-4-over-training'
+    """
+    return re.sub(r"\W+", "-", title).strip("-").lower()
 
 
 def people(results: list[Result], out: Path, ours: str) -> dict[str, Figure]:

@@ -78,7 +78,9 @@ def test_one_report_that_resumes(tables, magnet, data, base_model_path, tmp_path
     assert verdicts["Causal mode: the base's logits, bit for bit (ours)"] == "confirmed at this scale"
     page, text = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
     assert "<script" not in page and " src=" not in page and "<link" not in page  # all of it is in the file
-    assert page.count("<svg") >= 6 and "How it was measured" in text
+    plots = [path.read_text() for path in (tmp_path / "figures").iterdir()]
+    assert page.count("<svg") == len(plots) >= 6 and all(plot in page for plot in plots)
+    assert "How it was measured" in text
     assert "| magnet, given length |" in printed
     if tables == ["all"]:
         assert "| knowledge | data=" in text and (tmp_path / "overview.svg").read_text().startswith("<svg")

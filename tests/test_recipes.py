@@ -95,7 +95,7 @@ PARTICULAR = {  # what makes a recipe what it is; test_views.py shows what views
     "merged": {"causal_adapter": True, "all_span_ratio": 0.25, "gap_layout": "mixed"},
     "long_spans": {"max_length": 1024, "span_max": 512, "span_lengths": "log_uniform", "long_free_offset": 512},
     "smollm2": {"gap_layout": "mixed", "free_offset": 64, "long_free_offset": 160, "lambda_mntp": 0.1, "lora_r": 32},
-    "smollm2_sscl": {"lambda_sscl": 0.25, "all_span_ratio": 0.0, "vary_length": False, "max_steps": 90, "lora_r": 32},
+    "smollm2_sscl": {"lambda_sscl": 0.5, "all_span_ratio": 0.0, "vary_length": False, "max_steps": 90, "lora_r": 32},
     "llm2vec_mntp": LLM2VEC,
     "llm2vec": LLM2VEC | SIMCSE,
     "ablation_mntp": NO_SPANS,
