@@ -208,22 +208,23 @@ def contamination() -> str:
 
 
 def readme_result() -> str:
-    """The overview picture once all rivals were evaluated, till then two tables."""
+    """Two tables, and the overview picture once all rivals were evaluated."""
     content = results()
     if not content:
         return ""
+    found, parts = {}, []
     if plots.overview(content):
-        return "![Infilling, embedding and generation of the base, LLM2Vec, FIM-LoRA and MAGNET](docs/overview.svg)"
-    found = {}
+        parts.append(
+            "![Infilling, embedding and generation of the base, LLM2Vec, FIM-LoRA and MAGNET](docs/overview.svg)"
+        )
     for row in [*content["averages"], *content["figures"]]:
         if row["measure"] in ("perplexity", "perplexity, right side", "Spearman x 100"):
             found.setdefault(row_name(row), {})[row["data"]] = f"{row['value']:.1f}"
-    tables = []
     for title, names in SHOWN.items():
         sets = list(dict.fromkeys(data for name in names for data in found.get(name, {})))
         rows = [[told, *(found[name].get(data, "") for data in sets)] for name, told in names.items() if name in found]
-        tables.append(markdown([title, *sets], rows))
-    return "\n\n".join(tables)
+        parts.append(markdown([title, *sets], rows))
+    return "\n\n".join(parts)
 
 
 SHOWN = {  # README's tables
