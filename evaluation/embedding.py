@@ -12,7 +12,6 @@ from modeling_magnet.encoding_magnet import (
     last_states,
     literal_tokenizer,
     mean_by_word,
-    own_token_states,
     start_ids,
     text_ids,
     tokens_of_words,
@@ -131,23 +130,21 @@ def found_their_own(encode: Callable, sentences: list[str], paraphrases: list[st
 
 def encode_words(system: System, sentences: list[list[str]], batch_size: int = 64) -> list[np.ndarray]:
     """
-    One vector per word, `(words, d)` for each sentence: the mean over its tokens. Token i of a decoder is represented by the
-    output at i - 1 (section 4.1), with causal attention for a base; a token of an encoder (and of MTP) by its own output.
+    One vector per word, `(words, d)` for each sentence: the mean over its tokens. Token i of MAGNET and LLM2Vec is represented by
+    the output at i - 1 (section 4.1), any other model's by its own: a base, with causal attention, has not read it at i - 1.
     """
     model, tokenizer = system.model, system.tokenizer
     if system.kind in ("magnet", "llm2vec"):
         return model.encode_words(sentences, tokenizer, batch_size)
     if system.kind == "encoder":
-        decoder, mode, shifted = model[0].auto_model, {}, False
+        decoder, mode = model[0].auto_model, {}
         start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
     else:
         decoder, start, end = model.model, start_ids(model.config, tokenizer), []
-        shifted = system.kind in LEFT_TO_RIGHT
-        mode = CAUSAL if shifted else {"attention_mode": "bidirectional"}
+        mode = CAUSAL if system.kind in LEFT_TO_RIGHT else {"attention_mode": "bidirectional"}
     tokens = [tokens_of_words(words, tokenizer) for words in sentences]
     rows, vectors = [start + ids + end for ids, _ in tokens], [None] * len(sentences)
-    for chosen, hidden, mask in last_states(decoder, rows, batch_size, **mode):
-        own = own_token_states(hidden, mask) if shifted else hidden
-        for i, each in zip(chosen, own[:, len(start) :].float().cpu().numpy()):
+    for chosen, hidden, _ in last_states(decoder, rows, batch_size, **mode):
+        for i, each in zip(chosen, hidden[:, len(start) :].float().cpu().numpy()):
             vectors[i] = mean_by_word(each, tokens[i][1], len(sentences[i]))
     return vectors

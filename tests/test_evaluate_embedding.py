@@ -87,11 +87,11 @@ def test_retrieval_and_similarity_of_given_vectors():
 
 @pytest.mark.parametrize("kind", ["magnet", "base", "mtp"])
 def test_words_are_means_of_outputs(kind, model, tokenizer):
-    """One to the left (section 4.1) for MAGNET and for a base, which reads with causal attention; MTP's at their place."""
+    """One to the left (section 4.1) for MAGNET; at their place for MTP and for a base, which reads with causal attention."""
     pieces = [tokenizer.encode(" " * (n > 0) + word, add_special_tokens=False) for n, word in enumerate(WORDS)]
     ids = [tokenizer.bos_token_id, *(token for piece in pieces for token in piece)]
     hidden = states(model, ids, "causal" if kind == "base" else "bidirectional")
-    ends = np.cumsum([len(piece) for piece in pieces]) + (kind == "mtp")  # [BOS] is at 0
+    ends = np.cumsum([len(piece) for piece in pieces]) + (kind != "magnet")  # [BOS] is at 0
     expected = torch.stack([hidden[end - len(piece) : end].mean(0) for piece, end in zip(pieces, ends)])
     other, found = encode_words(System(kind, model, tokenizer), [["Yes", "."], WORDS])
     assert max(map(len, pieces)) > 2 and other.shape == (2, hidden.shape[1])
